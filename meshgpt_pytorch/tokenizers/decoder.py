@@ -1,0 +1,142 @@
+"""Stage 7, first half: codes or quantised faces -> a bin for each coordinate of each face."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from einops import rearrange, reduce
+from einops.layers.torch import Rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import Module, ModuleList
+from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
+
+from meshgpt_pytorch.mesh import undiscretize
+from meshgpt_pytorch.modes import evaluating
+from meshgpt_pytorch.tokenizers.checks import check_code_ids
+from meshgpt_pytorch.tokenizers.layers import ResnetBlock, init_decoder_conv
+from meshgpt_pytorch.tokenizers.outputs import DecodedFaces, DiscreteFaces
+from meshgpt_pytorch.tokenizers.quantizer import require_initialized
+from meshgpt_pytorch.typing import typecheck
+
+
+class FaceDecoder(Module):
+    """The decoder part of ``MeshAutoencoder``, which inherits it so that weights keep their names.
+
+    Reads ``quantizer`` and the sizes below of the whole; ``decoder_attn_blocks`` may be empty.
+    """
+
+    num_vertices_per_face: int
+    num_quantizers: int
+    codebook_size: int
+    num_discrete_coors: int
+    coor_continuous_range: tuple[float, float]
+    pad_id: int
+    quantizer: ResidualLFQ | ResidualVQ
+    decoder_attn_blocks: ModuleList
+
+    def _build_decoder(
+        self, dim_face: int, dims: Sequence[int], kernel_size: int, dropout: float
+    ) -> None:
+        self.init_decoder_conv = init_decoder_conv(dim_face, dims[0], kernel_size)
+        self.decoders = ModuleList(
+            ResnetBlock(dim, dim_out, dropout=dropout)
+            for dim, dim_out in pairwise(dims)
+        )
+        num_coordinates = self.num_vertices_per_face * 3
+        self.to_coor_logits = nn.Sequential(
+            nn.Linear(dims[-1], self.num_discrete_coors * num_coordinates),
+            Rearrange("... (c bins) -> ... c bins", c=num_coordinates),
+        )
+
+    @typecheck
+    def decode(
+        self, quantized: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Float[Tensor, "b nf d_out"]:
+        """Read quantised faces into features that coordinate logits are made from.
+
+        Args:
+            quantized: quantised faces, their vertices side by side.
+            face_mask: True where a face exists.
+
+        Returns:
+            features ``b nf d``.
+        """
+        x = quantized
+        for attention in self.decoder_attn_blocks:
+            x = attention(x, face_mask)
+        conv_mask = rearrange(face_mask, "b nf -> b 1 nf")
+        x = rearrange(x, "b nf d -> b d nf").masked_fill(~conv_mask, 0.0)
+        x = self.init_decoder_conv(x)
+        for block in self.decoders:
+            x = block(x, mask=conv_mask)
+        return rearrange(x, "b d nf -> b nf d")
+
+    @typecheck
+    @torch.no_grad()
+    def decode_from_codes_to_faces(
+        self,
+        codes: Int[Tensor, "b *n"],
+        face_mask: Bool[Tensor, "b nf"] | None = None,
+        return_discrete_codes: bool = False,
+    ) -> DecodedFaces | DiscreteFaces:
+        """Decode codes into face coordinates, in eval mode.
+
+        Args:
+            codes: ids ``b n``, ``b (nf nvf) q`` or any shape that flattens to them; ``pad_id`` in
+                faces that do not exist.
+            face_mask: faces that exist; those whose codes all do, if not given.
+            return_discrete_codes: return the bins of the coordinates too.
+
+        Returns:
+            coordinates ``b nf nvf 3``, nan where padded, and the mask ``b nf``.
+
+        Raises:
+            ValueError: codes that are not whole faces, or ids outside the codebook.
+            RuntimeError: a codebook that was never initialised.
+        """
+        nvf, q = self.num_vertices_per_face, self.num_quantizers
+        codes = codes.flatten(start_dim=1).long()
+        if codes.shape[1] % (nvf * q):
+            raise ValueError(
+                f"codes must come in whole faces of {nvf} vertices x {q} quantizers = {nvf * q}, "
+                f"got {codes.shape[1]} codes a row; cut them to a multiple of {nvf * q}"
+            )
+        check_code_ids(codes, self.codebook_size, self.pad_id)
+        codes = rearrange(codes, "b (nf nvf q) -> b nf nvf q", nvf=nvf, q=q)
+        if face_mask is None:
+            face_mask = reduce(codes != self.pad_id, "b nf nvf q -> b nf", "all")
+        if codes.numel() == 0:
+            bins = codes.new_zeros((*codes.shape[:2], nvf, 3))
+        else:
+            with evaluating(self):
+                bins = self._predict_bins(codes, face_mask)
+
+        face_coords = self._coordinates_of_bins(bins, face_mask)
+        if return_discrete_codes:
+            return DiscreteFaces(face_coords, bins, face_mask)
+        return DecodedFaces(face_coords, face_mask)
+
+    def _predict_bins(
+        self, codes: Int[Tensor, "b nf nvf q"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Int[Tensor, "b nf nvf 3"]:
+        require_initialized(self.quantizer)
+        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
+        ids = codes.masked_fill(rearrange(no_face, "b nf 1 -> b nf 1 1"), 0)
+        quantized = self.quantizer.get_output_from_indices(
+            rearrange(ids, "b nf nvf q -> b (nf nvf) q")
+        )
+        quantized = rearrange(
+            quantized, "b (nf nvf) d -> b nf (nvf d)", nvf=self.num_vertices_per_face
+        )
+        decoded = self.decode(quantized, face_mask).masked_fill(no_face, 0.0)
+        bins = self.to_coor_logits(decoded).argmax(dim=-1)
+        return rearrange(bins, "b nf (nvf c) -> b nf nvf c", c=3)
+
+    def _coordinates_of_bins(
+        self, bins: Int[Tensor, "b nf nvf 3"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Float[Tensor, "b nf nvf 3"]:
+        coordinates = undiscretize(
+            bins, num_discrete=self.num_discrete_coors, continuous_range=self.coor_continuous_range
+        )
+        return coordinates.masked_fill(~rearrange(face_mask, "b nf -> b nf 1 1"), float("nan"))

@@ -1,0 +1,198 @@
+"""Building blocks of the autoencoder: the 1-D ResNet over faces, and attention between faces.
+
+Feature maps of the ResNet are laid out channels first, ``b d nf``, with a mask ``b 1 nf`` of the
+faces that exist. Padded faces never reach a mean, a norm or a neighbour, so what a block computes
+for a mesh does not depend on the batch around it.
+"""
+
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from einops.layers.torch import Rearrange
+from jaxtyping import Bool, Float
+from local_attention import LocalMHA
+from taylor_series_linear_attention import TaylorSeriesLinearAttn
+from torch import Tensor, nn
+from torch.nn import Module, ModuleList
+from x_transformers.x_transformers import FeedForward, RMSNorm
+
+
+class PixelNorm(Module):
+    """Scale each position to unit mean square over its channels (Karras et al., 1710.10196).
+
+    Args:
+        dim: axis of the channels.
+        eps: lower bound of the norm divided by.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=self.dim, eps=self.eps) * sqrt(x.shape[self.dim])
+
+
+class SqueezeExcite(Module):
+    """Gate channels by a summary of the whole mesh (Hu et al., 1709.01507).
+
+    Args:
+        dim: number of channels.
+        reduction_factor: how much narrower the bottleneck is.
+        min_dim: least width of the bottleneck.
+    """
+
+    def __init__(self, dim: int, reduction_factor: int = 4, min_dim: int = 16) -> None:
+        super().__init__()
+        dim_inner = max(dim // reduction_factor, min_dim)
+        self.net = nn.Sequential(
+            nn.Linear(dim, dim_inner),
+            nn.SiLU(),
+            nn.Linear(dim_inner, dim),
+            nn.Sigmoid(),
+            Rearrange("b d -> b d 1"),
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
+    ) -> Float[Tensor, "b d nf"]:
+        if mask is None:
+            return x * self.net(reduce(x, "b d nf -> b d", "mean"))
+        x = x.masked_fill(~mask, 0.0)
+        num_faces = reduce(mask.to(x.dtype), "b 1 nf -> b 1", "sum")
+        return x * self.net(reduce(x, "b d nf -> b d", "sum") / num_faces.clamp(min=1e-5))
+
+
+class Block(Module):
+    """Convolve over neighbouring faces, then normalise and activate.
+
+    Args:
+        dim: channels in.
+        dim_out: channels out.
+        dropout: share of activations dropped.
+    """
+
+    def __init__(self, dim: int, dim_out: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.proj = nn.Conv1d(dim, dim_out, 3, padding=1)
+        self.norm = PixelNorm(dim=1)
+        self.dropout = nn.Dropout(dropout)
+        self.act = nn.SiLU()
+
+    def forward(
+        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
+    ) -> Float[Tensor, "b d_out nf"]:
+        if mask is not None:
+            x = x.masked_fill(~mask, 0.0)
+        x = self.proj(x)
+        if mask is not None:
+            x = x.masked_fill(~mask, 0.0)
+        return self.dropout(self.act(self.norm(x)))
+
+
+class ResnetBlock(Module):
+    """Add two gated convolution blocks to a shortcut (He et al., 1512.03385).
+
+    Args:
+        dim: channels in.
+        dim_out: channels out; the shortcut is a 1x1 convolution where they differ.
+        dropout: share of activations dropped in each block.
+    """
+
+    def __init__(self, dim: int, dim_out: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.block1 = Block(dim, dim_out, dropout=dropout)
+        self.block2 = Block(dim_out, dim_out, dropout=dropout)
+        self.excite = SqueezeExcite(dim_out)
+        self.residual_conv = nn.Conv1d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
+
+    def forward(
+        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
+    ) -> Float[Tensor, "b d_out nf"]:
+        hidden = self.block1(x, mask=mask)
+        hidden = self.block2(hidden, mask=mask)
+        return self.excite(hidden, mask=mask) + self.residual_conv(x)
+
+
+class AttentionBlock(ModuleList):
+    """Attend between faces: linear attention over all, softmax attention over a window, MLP.
+
+    A list of its three parts, so that its weights are named as upstream's.
+
+    Args:
+        dim: width of a face.
+        window_size: faces on each side that softmax attention sees.
+        local_attn_kwargs: options of ``local_attention.LocalMHA``.
+        linear_attn_kwargs: options of ``taylor_series_linear_attention.TaylorSeriesLinearAttn``,
+            or None to leave linear attention out.
+        attn_dropout: share of attention weights dropped.
+        ff_dropout: share of the MLP's activations dropped.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        window_size: int,
+        local_attn_kwargs: Mapping[str, Any],
+        linear_attn_kwargs: Mapping[str, Any] | None,
+        attn_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+    ) -> None:
+        linear_attn = None
+        if linear_attn_kwargs is not None:
+            linear_attn = TaylorSeriesLinearAttn(
+                dim, **{"prenorm": True, "dropout": attn_dropout, **linear_attn_kwargs}
+            )
+        local_attn = LocalMHA(
+            dim=dim,
+            **{"causal": False, "prenorm": True, **local_attn_kwargs, "window_size": window_size},
+        )
+        # LocalMHA keeps its dropout option to itself
+        local_attn.attn_fn.dropout.p = attn_dropout
+        feed_forward = nn.Sequential(RMSNorm(dim), FeedForward(dim, glu=True, dropout=ff_dropout))
+        super().__init__([linear_attn, local_attn, feed_forward])
+
+    def forward(
+        self, x: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Float[Tensor, "b nf d"]:
+        linear_attn, local_attn, feed_forward = self
+        if linear_attn is not None:
+            x = linear_attn(x, mask=face_mask) + x
+        x = local_attn(x, mask=face_mask) + x
+        return feed_forward(x) + x
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Normalise the channels of a channels-first feature map."""
+
+    def forward(self, input: Float[Tensor, "b d nf"]) -> Float[Tensor, "b d nf"]:
+        normed = super().forward(rearrange(input, "b d nf -> b nf d"))
+        return rearrange(normed, "b nf d -> b d nf")
+
+
+def init_decoder_conv(dim: int, dim_out: int, kernel_size: int) -> nn.Sequential:
+    """Build the decoder's first convolution over faces.
+
+    Args:
+        dim: width of a face, all its vertices side by side.
+        dim_out: channels out.
+        kernel_size: faces that a window spans; odd, so that it is centred on one.
+
+    Returns:
+        a module ``b dim nf -> b dim_out nf``. Its normalisation is its fourth part, as upstream's.
+
+    Raises:
+        ValueError: the kernel is even.
+    """
+    if kernel_size % 2 == 0:
+        raise ValueError(
+            f"init_decoder_conv_kernel must be odd, to be centred on a face, got {kernel_size}; "
+            f"use {kernel_size - 1} or {kernel_size + 1}"
+        )
+    conv = nn.Conv1d(dim, dim_out, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(conv, nn.SiLU(), nn.Identity(), ChannelLayerNorm(dim_out))

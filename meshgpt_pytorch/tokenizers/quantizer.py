@@ -1,0 +1,226 @@
+"""Vertex features <-> residual codes, on top of vector-quantize-pytorch.
+
+Faces that share a vertex give it one feature, their mean, and so one tuple of codes: that is what
+lets a language model copy a vertex instead of inventing it anew (MeshGPT, section 3.1).
+"""
+
+from collections.abc import Mapping
+from math import ceil, log2
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
+
+from meshgpt_pytorch.typing import typecheck
+
+RQ_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "quantize_dropout": True,
+        "quantize_dropout_cutoff_index": 1,
+        "quantize_dropout_multiple_of": 1,
+    }
+)
+RVQ_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"kmeans_init": True, "threshold_ema_dead_code": 2}
+)
+RLFQ_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "frac_per_sample_entropy": 1.0,
+        "soft_clamp_input_value": 10.0,
+        "experimental_softplus_entropy_loss": True,
+    }
+)
+
+
+class QuantizedVertices(NamedTuple):
+    """Vertices after quantisation.
+
+    quantized: ``b nv d``, what the decoder reads.
+    codes: ``b nv q``, ids in ``[0, codebook_size)``.
+    commit_loss: ``q``, one for each quantizer; zero in eval mode.
+    """
+
+    quantized: Float[Tensor, "b nv d"]
+    codes: Int[Tensor, "b nv q"]
+    commit_loss: Float[Tensor, " q"]
+
+
+def build_quantizer(
+    dim: int,
+    *,
+    num_quantizers: int,
+    codebook_size: int,
+    use_residual_lfq: bool,
+    rq_kwargs: Mapping[str, Any],
+    rvq_kwargs: Mapping[str, Any],
+    rlfq_kwargs: Mapping[str, Any],
+    rvq_stochastic_sample_codes: bool,
+) -> ResidualLFQ | ResidualVQ:
+    """Build the residual quantizer of vertex features.
+
+    Args:
+        dim: width of a vertex feature.
+        num_quantizers: codes a vertex, D in the paper.
+        codebook_size: ids of a code; a power of two for lookup-free quantisation.
+        use_residual_lfq: lookup-free quantisation (Yu et al., 2310.05737), or else a learned
+            codebook shared by all levels (Zeghidour et al., 2107.03312).
+        rq_kwargs: options of both kinds.
+        rvq_kwargs: options of ``ResidualVQ`` alone.
+        rlfq_kwargs: options of ``ResidualLFQ`` alone.
+        rvq_stochastic_sample_codes: sample codes by distance while training ``ResidualVQ``.
+
+    Returns:
+        the quantizer module.
+
+    Raises:
+        ValueError: a lookup-free codebook whose size is not a power of two.
+    """
+    if not use_residual_lfq:
+        return ResidualVQ(
+            dim=dim,
+            num_quantizers=num_quantizers,
+            codebook_size=codebook_size,
+            shared_codebook=True,
+            commitment_weight=1.0,
+            rotation_trick=True,
+            stochastic_sample_codes=rvq_stochastic_sample_codes,
+            **rvq_kwargs,
+            **rq_kwargs,
+        )
+    if codebook_size < 2 or not log2(codebook_size).is_integer():
+        nearest = 2 ** max(1, ceil(log2(max(codebook_size, 2))))
+        raise ValueError(
+            f"codebook_size must be a power of two with use_residual_lfq=True, "
+            f"got {codebook_size}; use {nearest}, or use_residual_lfq=False for a learned codebook of any size"
+        )
+    return ResidualLFQ(
+        dim=dim,
+        num_quantizers=num_quantizers,
+        codebook_size=codebook_size,
+        commitment_loss_weight=1.0,
+        **rlfq_kwargs,
+        **rq_kwargs,
+    )
+
+
+@typecheck
+def scatter_mean(
+    tgt: Tensor, indices: Int[Tensor, "..."], src: Tensor, *, dim: int = -1, eps: float = 1e-5
+) -> Tensor:
+    """Average source values that share an index along an axis.
+
+    Args:
+        tgt: starting values, usually zeros, of the result's shape and dtype.
+        indices: where each source value goes along ``dim``; of the source's shape.
+        src: values to average.
+        dim: axis of ``tgt`` that the indices refer to.
+        eps: least divisor, so that rows without a source stay as ``tgt`` has them.
+
+    Returns:
+        the sum of ``tgt`` and its sources over the number of sources.
+    """
+    total = tgt.scatter_add(dim, indices, src)
+    count = torch.zeros_like(tgt).scatter_add(dim, indices, torch.ones_like(src))
+    return total / count.clamp(min=eps)
+
+
+@typecheck
+def average_over_vertices(
+    corner_features: Float[Tensor, "b nf nvf d"],
+    faces: Int[Tensor, "b nf nvf"],
+    face_mask: Bool[Tensor, "b nf"],
+    *,
+    num_vertices: int,
+) -> tuple[Float[Tensor, "b nv d"], Bool[Tensor, "b nv"]]:
+    """Give each vertex the mean of the features that its faces have for it.
+
+    Args:
+        corner_features: feature of each corner of each face.
+        faces: vertex index of each corner.
+        face_mask: True where a face exists; the others are left out.
+        num_vertices: rows of the result.
+
+    Returns:
+        features ``b nv d``, and a mask ``b nv`` of the vertices that some face refers to.
+    """
+    batch, _, _, dim = corner_features.shape
+    # padded faces go to one row more, which is cut off again
+    indices = faces.masked_fill(~rearrange(face_mask, "b nf -> b nf 1"), num_vertices)
+    indices = rearrange(indices, "b nf nvf -> b (nf nvf)")
+    referenced = torch.zeros(
+        (batch, num_vertices + 1), dtype=torch.bool, device=faces.device
+    ).scatter(1, indices, True)
+    features = scatter_mean(
+        corner_features.new_zeros((batch, num_vertices + 1, dim)),
+        repeat(indices, "b n -> b n d", d=dim),
+        rearrange(corner_features, "b nf nvf d -> b (nf nvf) d"),
+        dim=1,
+    )
+    return features[:, :-1], referenced[:, :-1]
+
+
+def require_initialized(quantizer: ResidualLFQ | ResidualVQ) -> None:
+    """Refuse to read codes from a codebook that k-means has not filled yet.
+
+    Raises:
+        RuntimeError: the first training batch, which initialises the codebook, has not run.
+    """
+    if isinstance(quantizer, ResidualLFQ) or quantizer.training:
+        return
+    if not bool(quantizer.layers[0]._codebook.initted):
+        raise RuntimeError(
+            "codes need a codebook, but k-means has not initialised it yet: it does so on the "
+            "first training batch; train or load the autoencoder first, or build it with "
+            "rvq_kwargs without kmeans_init"
+        )
+
+
+def quantize_vertices(
+    quantizer: ResidualLFQ | ResidualVQ,
+    features: Float[Tensor, "b nv d"],
+    referenced: Bool[Tensor, "b nv"],
+    *,
+    sample_codebook_temp: float = 1.0,
+    memory_checkpoint: bool = False,
+) -> QuantizedVertices:
+    """Quantise vertex features; only vertices that a face refers to count in training.
+
+    Args:
+        quantizer: module made by ``build_quantizer``.
+        features: vertex features.
+        referenced: True for the vertices that the codebook, its statistics and its losses see.
+        sample_codebook_temp: temperature of stochastic codes (``ResidualVQ`` in training).
+        memory_checkpoint: recompute the quantizer in the backward pass (``ResidualLFQ``).
+
+    Returns:
+        quantised features, codes and commitment losses; rows not referenced are undefined while
+        training.
+
+    Raises:
+        RuntimeError: eval mode before the codebook was initialised.
+    """
+    require_initialized(quantizer)
+
+    def run(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(quantizer, ResidualVQ):
+            return quantizer(inputs, sample_codebook_temp=sample_codebook_temp)
+        # with a mask, even of ones, the library takes entropies vertex by vertex, as upstream does
+        return quantizer(inputs, mask=torch.ones_like(inputs[..., 0], dtype=torch.bool))
+
+    if not quantizer.training:
+        return QuantizedVertices(*run(features))
+
+    inputs = rearrange(features[referenced], "n d -> 1 n d")
+    if memory_checkpoint:
+        quantized, codes, commit_loss = checkpoint(run, inputs, use_reentrant=False)
+    else:
+        quantized, codes, commit_loss = run(inputs)
+    # back to their rows: the i-th referenced vertex is the i-th row that was quantised
+    row = rearrange(referenced.flatten().cumsum(dim=0) - 1, "(b nv) -> b nv", b=len(features))
+    row = row.clamp(min=0)
+    return QuantizedVertices(quantized[0][row], codes[0][row], commit_loss.flatten())
