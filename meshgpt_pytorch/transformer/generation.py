@@ -1,0 +1,261 @@
+"""Stage 6 of the flow: text, a prompt or nothing -> codes, and with the autoencoder faces."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import Module
+from tqdm.auto import tqdm
+from x_transformers.autoregressive_wrapper import top_k
+
+from meshgpt_pytorch.modes import evaluating
+from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.tokenizers.outputs import DecodedFaces
+from meshgpt_pytorch.transformer.checks import check_codes
+from meshgpt_pytorch.transformer.conditioning import match_batch
+from meshgpt_pytorch.transformer.guidance import check_guidance, guided_logits
+from meshgpt_pytorch.transformer.text import EncodedText
+from meshgpt_pytorch.typing import typecheck
+
+NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next code is drawn from its logits.
+
+    filter_logits_fn, filter_kwargs: what is drawn from: logits ``b c`` -> logits ``b c``.
+    temperature: divides the logits; 0 takes the highest.
+    generator: source of randomness.
+    """
+
+    filter_logits_fn: Callable[..., Tensor]
+    filter_kwargs: Mapping[str, Any]
+    temperature: float
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"temperature must be 0 or more, got {self.temperature}; 0 takes the likeliest code"
+            )
+
+    def draw(self, logits: Float[Tensor, "b c"]) -> Int[Tensor, " b"]:
+        """Draw an id for each row."""
+        logits = self.filter_logits_fn(logits.float(), **self.filter_kwargs)
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        probabilities = (logits / self.temperature).softmax(dim=-1)
+        return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
+
+
+class MeshGeneration(Module):
+    """The sampling part of ``MeshTransformer``, which inherits it and predicts the logits."""
+
+    autoencoder: MeshAutoencoder
+    num_codes_per_face: int
+    num_quantizers: int
+    codebook_size: int
+    max_seq_len: int
+    eos_token_id: int
+    pad_id: int
+    can_cache: bool
+    device: torch.device
+    _read_text: Callable[..., EncodedText | None]
+    _logits: Callable[..., Any]
+
+    @typecheck
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Int[Tensor, "..."] | None = None,
+        batch_size: int | None = None,
+        filter_logits_fn: Callable[..., Tensor] = top_k,
+        filter_kwargs: Mapping[str, Any] = NO_KWARGS,
+        temperature: float | int = 1.0,
+        return_codes: bool = False,
+        texts: Sequence[str] | None = None,
+        text_embeds: Tensor | None = None,
+        cond_scale: float | int = 1.0,
+        cache_kv: bool = True,
+        max_seq_len: int | None = None,
+        face_coords_to_file: Callable[[Tensor], Any] | None = None,
+        *,
+        text_encodings: Tensor | Sequence[Tensor] | None = None,
+        text_mask: Tensor | Sequence[Tensor] | None = None,
+        remove_parallel_component: bool = False,
+        keep_parallel_frac: float = 0.0,
+        rescale_phi: float = 0.0,
+        generator: torch.Generator | None = None,
+        progress: bool = True,
+    ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
+        """Sample meshes, in eval mode; each part's own mode returns afterwards.
+
+        A mesh ends at the end of a face, the first face at the earliest, or at the last whole face
+        that ``max_seq_len`` has room for.
+
+        Args:
+            prompt: codes to go on from, without padding: ``b n``, ``b n q``, or ``n q`` for one
+                mesh (so two axes whose last is ``num_quantizers`` are one mesh).
+            batch_size: how many meshes; one prompt or text is repeated to it.
+            filter_logits_fn: what is drawn from, logits ``b c`` -> logits ``b c``.
+            filter_kwargs: its options, e.g. ``dict(k=50)`` for ``top_k``.
+            temperature: 0 takes the likeliest code, 1 draws as modelled.
+            return_codes: return codes instead of faces.
+            texts: a text for each mesh, or one for all.
+            text_embeds, text_encodings, text_mask: see ``forward_on_codes``.
+            cond_scale: guidance, 1 or more; without a text it has no effect.
+            cache_kv: keep keys and values (the same codes, sooner). Decoder options under which a
+                cache is not exact are generated without.
+            max_seq_len: most codes of a mesh, rounded down to whole faces; the model's by default.
+            face_coords_to_file: called with the faces ``nf nvf 3`` of each mesh; what it returns
+                is returned in a list.
+            remove_parallel_component, keep_parallel_frac, rescale_phi: see ``guided_logits``.
+            generator: source of randomness, on the model's device.
+            progress: show a progress bar.
+
+        Returns:
+            face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
+            ``b n q``, ``pad_id`` where padded; or the list of ``face_coords_to_file``.
+
+        Raises:
+            ValueError: a prompt that is too long, padded or not of this codebook; texts missing,
+                twice given or of another batch size; a temperature below 0; a limit that the model
+                does not have; guidance below 1.
+        """
+        sampling = Sampling(filter_logits_fn, filter_kwargs, float(temperature), generator)
+        limit = self._limit_of(max_seq_len)
+        text = self._read_text(texts, text_embeds, text_encodings, text_mask)
+        start = self._start_of(prompt, batch_size, text, limit)
+        guidance = {
+            "cond_scale": float(cond_scale) if text is not None else 1.0,
+            "rescale_phi": rescale_phi,
+            "remove_parallel_component": remove_parallel_component,
+            "keep_parallel_frac": keep_parallel_frac,
+        }
+        with evaluating(self):
+            check_guidance(self, float(cond_scale), rescale_phi, keep_parallel_frac)
+            codes = self._sample(
+                start,
+                match_batch(text, len(start)),
+                limit,
+                sampling,
+                guidance,
+                with_cache=cache_kv and self.can_cache,
+                progress=progress,
+            )
+        if return_codes:
+            return rearrange(codes, "b (n q) -> b n q", q=self.num_quantizers)
+
+        autoencoder = self.autoencoder
+        codes = codes.masked_fill(codes == self.pad_id, autoencoder.pad_id)
+        decoded = autoencoder.decode_from_codes_to_faces(codes)
+        if face_coords_to_file is None:
+            return decoded
+        return [face_coords_to_file(coords[mask]) for coords, mask in zip(*decoded, strict=True)]
+
+    def _limit_of(self, max_seq_len: int | None) -> int:
+        """Read the most codes of a mesh, in whole faces."""
+        if max_seq_len is None:
+            return self.max_seq_len
+        per_face = self.num_codes_per_face
+        if not per_face <= max_seq_len <= self.max_seq_len:
+            raise ValueError(
+                f"max_seq_len must be from one face's {per_face} codes to the model's "
+                f"{self.max_seq_len}, got {max_seq_len}; leave it out for the model's"
+            )
+        return max_seq_len // per_face * per_face
+
+    def _start_of(
+        self, prompt: Tensor | None, batch_size: int | None, text: EncodedText | None, limit: int
+    ) -> Int[Tensor, "b n"]:
+        """Read the codes that each mesh starts from, one row a mesh."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        num_texts = 1 if text is None else len(text.mask)
+        if prompt is None:
+            rows = max(num_texts, 1) if batch_size is None else batch_size
+            return torch.empty((rows, 0), dtype=torch.long, device=self.device)
+
+        if prompt.ndim == 2 and prompt.shape[-1] == self.num_quantizers:
+            prompt = prompt[None]
+        if prompt.ndim not in (2, 3) or (
+            prompt.ndim == 3 and prompt.shape[-1] != self.num_quantizers
+        ):
+            raise ValueError(
+                f"prompt must have the shape (b, n), (b, n, {self.num_quantizers}) or "
+                f"(n, {self.num_quantizers}), got {tuple(prompt.shape)}; add a batch axis with "
+                "prompt[None]"
+            )
+        codes = prompt.flatten(start_dim=1).long().to(self.device)
+        if codes.shape[1] > limit:
+            raise ValueError(
+                f"prompt must be at most max_seq_len = {limit} codes long, got {codes.shape[1]}; "
+                "cut it, or allow longer meshes"
+            )
+        check_codes(
+            codes, num_ids=self.codebook_size, pad_id=self.pad_id, max_seq_len=self.max_seq_len
+        )
+        if bool((codes == self.pad_id).any()):
+            raise ValueError(
+                f"prompt must not hold padding ({self.pad_id}): all meshes of a batch go on from "
+                "the same length; cut the prompts to the shortest, or generate one by one"
+            )
+        rows = max(len(codes), num_texts) if batch_size is None else batch_size
+        if len(codes) not in (1, rows):
+            raise ValueError(
+                f"prompts must be one for each of the {rows} meshes, or one for all, got "
+                f"{len(codes)}; leave batch_size out, or give as many prompts"
+            )
+        return repeat(codes, "1 n -> b n", b=rows) if len(codes) != rows else codes
+
+    def _sample(
+        self,
+        start: Int[Tensor, "b n"],
+        text: EncodedText | None,
+        limit: int,
+        sampling: Sampling,
+        guidance: Mapping[str, Any],
+        *,
+        with_cache: bool,
+        progress: bool,
+    ) -> Int[Tensor, "b n"]:
+        """Draw codes until every mesh has ended; cut behind the last whole face of any."""
+        batch, length = start.shape
+        codes = start.new_full((batch, limit), self.pad_id)
+        codes[:, :length] = start
+        ended = torch.zeros(batch, dtype=torch.bool, device=start.device)
+        caches: Any = (None, None)
+        bar = tqdm(
+            range(length, limit), desc="generate", unit="code", disable=not progress, leave=False
+        )
+        for position in bar:
+            can_end = position > 0 and position % self.num_codes_per_face == 0
+            inputs = {"codes": codes[:, :position], "text": text, "with_cache": with_cache}
+            logits, new_caches = guided_logits(
+                self, type(self)._logits, inputs, caches=caches, **guidance
+            )
+            caches = new_caches if with_cache else caches
+            logits = logits[:, -1]
+            if not can_end:
+                logits = exclude_id(logits, self.eos_token_id)
+            drawn = sampling.draw(logits)
+            # eos can only be drawn where a face ends, so rows need looking at there alone
+            if can_end:
+                ended |= drawn == self.eos_token_id
+                if bool(ended.all()):
+                    return codes[:, :position]
+            codes[:, position] = drawn.masked_fill(ended, self.pad_id)
+        return codes
+
+
+def exclude_id(logits: Float[Tensor, "b c"], excluded: int) -> Float[Tensor, "b c"]:
+    """Make an id impossible to draw."""
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    impossible: Bool[Tensor, " c"] = ids == excluded
+    return logits.masked_fill(impossible, -torch.finfo(logits.dtype).max)

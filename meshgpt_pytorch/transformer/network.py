@@ -1,0 +1,215 @@
+"""The two stages of the transformer, over a whole sequence at once or a code at a time.
+
+A face is ``T = nvf * q`` codes. The coarse stage sees one token a face: start tokens, then a
+summary of each face. The fine stage sees, for each face, what the coarse stage knows when it
+begins, then the face's codes but the last. So with n codes there are n + 1 predictions, and the
+prediction at position t depends on the codes before t alone. (Lee et al. 2022, 2203.01941, for the
+two stages; MeshGPT section 3.2 for the sequence.)
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import Module
+from x_transformers import Decoder
+from x_transformers.x_transformers import LayerIntermediates
+
+from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
+from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
+
+
+@dataclass
+class TransformerCache:
+    """What the network remembers of the codes it has seen.
+
+    num_codes: codes seen; the prediction after the last of them has been returned.
+    face_codes: ``b j d``, embedded codes of the face that is not complete yet.
+    coarse, fine: keys and values of the coarse stage, and of the fine stage in this face.
+    coarse_gateloop, coarse_post_gateloop, fine_gateloop: states of the recurrences.
+    """
+
+    num_codes: int
+    face_codes: Float[Tensor, "b j d"]
+    coarse: LayerIntermediates
+    fine: LayerIntermediates
+    coarse_gateloop: GateLoopCache | None = None
+    coarse_post_gateloop: GateLoopCache | None = None
+    fine_gateloop: GateLoopCache | None = None
+
+
+class TwoStageNetwork(Module):
+    """The network part of ``MeshTransformer``, which inherits it and builds its modules."""
+
+    num_vertices_per_face: int
+    num_quantizers: int
+    num_sos_tokens: int
+    pad_id: int
+    coarse_adaptive_rmsnorm: bool
+    fine_cross_attend_text: bool
+
+    sos_token: nn.Parameter
+    token_embed: nn.Embedding
+    quantize_level_embed: nn.Parameter
+    vertex_embed: nn.Parameter
+    abs_pos_emb: nn.Embedding
+    to_face_tokens: nn.Sequential
+    coarse_gateloop_block: GateLoopBlock | None
+    coarse_post_gateloop_block: GateLoopBlock | None
+    fine_gateloop_block: GateLoopBlock | None
+    text_coarse_film_cond: FiLM | None
+    text_fine_film_cond: FiLM | None
+    maybe_project_coarse_to_fine: Module
+    maybe_project_tokens_to_fine: Module
+    decoder: Decoder
+    fine_decoder: Decoder
+    to_logits: nn.Linear
+
+    @property
+    def num_codes_per_face(self) -> int:
+        """Codes of one face: its vertices times the quantizers."""
+        return self.num_vertices_per_face * self.num_quantizers
+
+    def _predict_all(
+        self, codes: Int[Tensor, "b n"], text: EncodedText | None, *, with_cache: bool = False
+    ) -> tuple[Float[Tensor, "b n_plus_one num_ids"], TransformerCache | None]:
+        """Predict each code of a sequence, and the one after it, in one pass."""
+        per_face = self.num_codes_per_face
+        batch, num_codes = codes.shape
+        num_faces, in_face = divmod(num_codes, per_face)
+        pooled = None if text is None else masked_mean(*text)
+
+        tokens = self._embed_codes(codes)
+        face_tokens = rearrange(
+            tokens[:, : num_faces * per_face], "b (nf n) d -> b nf (n d)", n=per_face
+        )
+        sos = repeat(self.sos_token, "n d -> b n d", b=batch)
+        coarse = torch.cat((sos, self.to_face_tokens(face_tokens)), dim=1)
+        context, coarse_caches = self._run_coarse(coarse, text, pooled)
+
+        # each face begins with what the coarse stage knows; its last code begins the next face
+        context = context[:, self.num_sos_tokens - 1 :]
+        fine_tokens = self.maybe_project_tokens_to_fine(tokens)
+        fine_tokens = F.pad(fine_tokens, (0, 0, 0, per_face - in_face))
+        fine_tokens = rearrange(fine_tokens, "b (nf n) d -> b nf n d", n=per_face)
+        fine = torch.cat((rearrange(context, "b nf d -> b nf 1 d"), fine_tokens[:, :, :-1]), dim=2)
+        fine = rearrange(fine, "b nf n d -> b (nf n) d")[:, : num_codes + 1]
+        fine_gateloop = None
+        if self.fine_gateloop_block is not None:
+            fine, fine_gateloop = self.fine_gateloop_block(fine)
+
+        by_face = F.pad(fine, (0, 0, 0, per_face - in_face - 1))
+        by_face = rearrange(by_face, "b (nf n) d -> (b nf) n d", n=per_face)
+        attended, _ = self._run_fine(by_face, text, pooled)
+        attended = rearrange(attended, "(b nf) n d -> b (nf n) d", b=batch)[:, : num_codes + 1]
+        logits = self.to_logits(attended)
+        if not with_cache:
+            return logits, None
+
+        _, fine_cache = self._run_fine(fine[:, num_faces * per_face :], text, pooled)
+        face_codes = tokens[:, num_faces * per_face :]
+        cache = TransformerCache(
+            num_codes, face_codes, fine=fine_cache, fine_gateloop=fine_gateloop, **coarse_caches
+        )
+        return logits, cache
+
+    def _predict_next(
+        self, code: Int[Tensor, "b 1"], text: EncodedText | None, cache: TransformerCache
+    ) -> tuple[Float[Tensor, "b 1 num_ids"], TransformerCache]:
+        """Predict the code after one more code; the cache given is left as it is."""
+        pooled = None if text is None else masked_mean(*text)
+        token = self._embed_codes(code, start=cache.num_codes)
+        face_codes = torch.cat((cache.face_codes, token), dim=1)
+        coarse_caches = {
+            "coarse": cache.coarse,
+            "coarse_gateloop": cache.coarse_gateloop,
+            "coarse_post_gateloop": cache.coarse_post_gateloop,
+        }
+        if face_codes.shape[1] == self.num_codes_per_face:
+            face_token = self.to_face_tokens(rearrange(face_codes, "b n d -> b 1 (n d)"))
+            fine, coarse_caches = self._run_coarse(face_token, text, pooled, **coarse_caches)
+            face_codes, fine_cache = face_codes[:, :0], None
+        else:
+            fine, fine_cache = self.maybe_project_tokens_to_fine(token), cache.fine
+
+        fine_gateloop = None
+        if self.fine_gateloop_block is not None:
+            fine, fine_gateloop = self.fine_gateloop_block(fine, cache.fine_gateloop)
+        attended, fine_cache = self._run_fine(fine, text, pooled, fine_cache)
+        cache = TransformerCache(
+            cache.num_codes + 1,
+            face_codes,
+            fine=fine_cache,
+            fine_gateloop=fine_gateloop,
+            **coarse_caches,
+        )
+        return self.to_logits(attended), cache
+
+    def _embed_codes(self, codes: Int[Tensor, "b n"], start: int = 0) -> Float[Tensor, "b n d"]:
+        """Embed codes by id, position, quantizer and vertex; padding counts as id 0."""
+        position = torch.arange(start, start + codes.shape[1], device=codes.device)
+        level = position % self.num_quantizers
+        vertex = position // self.num_quantizers % self.num_vertices_per_face
+        tokens = self.token_embed(codes.masked_fill(codes == self.pad_id, 0))
+        return (
+            tokens
+            + self.abs_pos_emb(position)
+            + self.quantize_level_embed[level]
+            + self.vertex_embed[vertex]
+        )
+
+    def _run_coarse(
+        self,
+        face_tokens: Float[Tensor, "b nf d"],
+        text: EncodedText | None,
+        pooled: Float[Tensor, "b d_text"] | None,
+        coarse: LayerIntermediates | None = None,
+        coarse_gateloop: GateLoopCache | None = None,
+        coarse_post_gateloop: GateLoopCache | None = None,
+    ) -> tuple[Float[Tensor, "b nf d_fine"], dict]:
+        """Run face tokens, or the next of them, through the coarse stage."""
+        x = face_tokens
+        if self.text_coarse_film_cond is not None:
+            x = self.text_coarse_film_cond(x, pooled)
+        if self.coarse_gateloop_block is not None:
+            x, coarse_gateloop = self.coarse_gateloop_block(x, coarse_gateloop)
+        x, coarse = self.decoder(
+            x,
+            cache=coarse,
+            return_hiddens=True,
+            context=None if text is None else text.embeddings,
+            context_mask=None if text is None else text.mask,
+            condition=pooled if self.coarse_adaptive_rmsnorm else None,
+        )
+        if self.coarse_post_gateloop_block is not None:
+            x, coarse_post_gateloop = self.coarse_post_gateloop_block(x, coarse_post_gateloop)
+        caches = {
+            "coarse": coarse,
+            "coarse_gateloop": coarse_gateloop,
+            "coarse_post_gateloop": coarse_post_gateloop,
+        }
+        return self.maybe_project_coarse_to_fine(x), caches
+
+    def _run_fine(
+        self,
+        tokens: Float[Tensor, "b_nf n d_fine"],
+        text: EncodedText | None,
+        pooled: Float[Tensor, "b d_text"] | None,
+        cache: LayerIntermediates | None = None,
+    ) -> tuple[Float[Tensor, "b_nf n d_fine"], LayerIntermediates]:
+        """Run faces, or the next token of one face a row, through the fine stage."""
+        context = context_mask = None
+        if text is not None:
+            num_faces = len(tokens) // len(text.mask)
+            if self.text_fine_film_cond is not None:
+                condition = repeat(pooled, "b d -> (b nf) d", nf=num_faces)
+                tokens = self.text_fine_film_cond(tokens, condition)
+            if self.fine_cross_attend_text:
+                context = repeat(text.embeddings, "b n d -> (b nf) n d", nf=num_faces)
+                context_mask = repeat(text.mask, "b n -> (b nf) n", nf=num_faces)
+        return self.fine_decoder(
+            tokens, cache=cache, return_hiddens=True, context=context, context_mask=context_mask
+        )
