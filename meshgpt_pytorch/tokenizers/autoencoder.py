@@ -7,6 +7,7 @@ arXiv 2311.15475, section 3.1.)
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -29,9 +30,9 @@ from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
 from meshgpt_pytorch.tokenizers.losses import blurred_cross_entropy
 from meshgpt_pytorch.tokenizers.outputs import (
+    EncodedFaces,
     LossBreakdown,
     LossOutput,
-    QuantizedFaces,
     ReconLossOutput,
     ReconOutput,
 )
@@ -39,10 +40,9 @@ from meshgpt_pytorch.tokenizers.quantizer import (
     RLFQ_DEFAULTS,
     RQ_DEFAULTS,
     RVQ_DEFAULTS,
-    average_over_vertices,
     build_quantizer,
-    quantize_vertices,
 )
+from meshgpt_pytorch.tokenizers.vertex_quantizer import VertexQuantizer
 from meshgpt_pytorch.typing import typecheck
 
 SAGECONV_DEFAULTS: Mapping[str, Any] = MappingProxyType({"normalize": True, "project": True})
@@ -69,7 +69,7 @@ def check_options(
         )
 
 
-class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
+class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
     """Turn the faces of a mesh into residual codes, and codes back into faces.
 
     Coordinates are read as bins of ``coor_continuous_range``; those outside are clamped to the
@@ -216,63 +216,6 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
         return self.project_in.weight.device
 
     @typecheck
-    def quantize(
-        self,
-        *,
-        faces: Int[Tensor, "b nf nvf"],
-        face_mask: Bool[Tensor, "b nf"],
-        face_embed: Float[Tensor, "b nf d"],
-        pad_id: int | None = None,
-        rvq_sample_codebook_temp: float = 1.0,
-        num_vertices: int | None = None,
-    ) -> QuantizedFaces:
-        """Average face features over shared vertices and quantise the vertices.
-
-        Args:
-            faces: vertex indices.
-            face_mask: True where a face exists.
-            face_embed: features from ``encode``.
-            pad_id: what codes of padded faces hold; the autoencoder's own by default.
-            rvq_sample_codebook_temp: temperature of stochastic codes in training.
-            num_vertices: more than the highest index in ``faces``; read from it if not given,
-                which waits for the device.
-
-        Returns:
-            quantised faces, codes in the order of the corners, and commitment losses.
-        """
-        if num_vertices is None:
-            num_vertices = int(faces.amax()) + 1
-        corner_features = rearrange(
-            self.project_dim_codebook(face_embed),
-            "b nf (nvf d) -> b nf nvf d",
-            nvf=self.num_vertices_per_face,
-        )
-        features, referenced = average_over_vertices(
-            corner_features, faces.long(), face_mask, num_vertices=num_vertices
-        )
-        vertices = quantize_vertices(
-            self.quantizer,
-            features,
-            referenced,
-            sample_codebook_temp=rvq_sample_codebook_temp,
-            memory_checkpoint=self.checkpoint_quantizer,
-        )
-
-        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
-        corner = rearrange(faces.masked_fill(no_face, 0).long(), "b nf nvf -> b (nf nvf)")
-        row = rearrange(torch.arange(len(faces), device=faces.device), "b -> b 1")
-        quantized = rearrange(
-            vertices.quantized[row, corner],
-            "b (nf nvf) d -> b nf (nvf d)",
-            nvf=self.num_vertices_per_face,
-        )
-        codes = vertices.codes[row, corner].masked_fill(
-            ~repeat(face_mask, "b nf -> b (nf nvf) 1", nvf=self.num_vertices_per_face),
-            self.pad_id if pad_id is None else pad_id,
-        )
-        return QuantizedFaces(quantized, codes, vertices.commit_loss)
-
-    @typecheck
     @torch.no_grad()
     def tokenize(
         self,
@@ -306,17 +249,16 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
         if single:
             inputs = [tensor[None] for tensor in inputs]
         with evaluating(self):
-            codes = self._quantize_mesh(*inputs)[0].codes
+            codes = self.forward(
+                **dict(zip(("vertices", "faces", "face_edges"), inputs, strict=False)),
+                return_codes=True,
+            )
         return codes[0] if single else codes
 
-    def _quantize_mesh(
-        self,
-        vertices: Tensor,
-        faces: Tensor,
-        face_edges: Tensor | None = None,
-        rvq_sample_codebook_temp: float = 1.0,
-    ) -> tuple[QuantizedFaces, Int[Tensor, "b nf c"], Bool[Tensor, "b nf"]]:
-        """Check a batch, encode and quantise it."""
+    def _encode_mesh(
+        self, vertices: Tensor, faces: Tensor, face_edges: Tensor | None
+    ) -> tuple[EncodedFaces, Bool[Tensor, "b nf"]]:
+        """Check a batch and encode it."""
         check_mesh_shapes(vertices, faces, num_vertices_per_face=self.num_vertices_per_face)
         check_mesh_batch(
             vertices,
@@ -336,14 +278,7 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
             face_edges_mask=reduce(face_edges != self.pad_id, "b e ij -> b e", "all"),
             return_face_coordinates=True,
         )
-        quantized = self.quantize(
-            faces=faces,
-            face_mask=face_mask,
-            face_embed=encoded.face_embed,
-            rvq_sample_codebook_temp=rvq_sample_codebook_temp,
-            num_vertices=vertices.shape[1],
-        )
-        return quantized, encoded.face_coordinates, face_mask
+        return encoded, face_mask
 
     @typecheck
     def forward(
@@ -357,6 +292,7 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
         return_recon_faces: bool = False,
         only_return_recon_faces: bool = False,
         rvq_sample_codebook_temp: float = 1.0,
+        skip_quantizer: bool = False,
     ) -> Tensor | LossOutput | ReconOutput | ReconLossOutput:
         """Reconstruct a batch of meshes and return its loss.
 
@@ -370,6 +306,8 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
             return_recon_faces: return the reconstructed face coordinates too.
             only_return_recon_faces: return the reconstructed face coordinates alone.
             rvq_sample_codebook_temp: temperature of stochastic codes in training.
+            skip_quantizer: reconstruct from unquantised vertices, as at the start of a training
+                that lets the quantizer in later.
 
         Returns:
             the loss, a mean over the coordinates of all faces in the batch plus the weighted
@@ -380,19 +318,24 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
             ValueError: meshes that are empty, unbatched, of another kind of face, not finite, or
                 with indices out of range; flags that exclude one another.
         """
-        if return_codes and (return_loss_breakdown or return_recon_faces):
+        if return_codes and (return_loss_breakdown or return_recon_faces or skip_quantizer):
             raise ValueError(
-                "return_codes returns codes alone, got return_loss_breakdown or return_recon_faces "
-                "with it; call the autoencoder once for each, or use tokenize for codes"
+                "return_codes returns codes alone, got return_loss_breakdown, return_recon_faces "
+                "or skip_quantizer with it; call the autoencoder once for each"
             )
-        mesh = (vertices, faces, face_edges)
+        encoded, face_mask = self._encode_mesh(vertices, faces, face_edges)
+        with evaluating(self.quantizer) if return_codes else nullcontext():
+            quantized = self.quantize(
+                faces=faces,
+                face_mask=face_mask,
+                face_embed=encoded.face_embed,
+                rvq_sample_codebook_temp=rvq_sample_codebook_temp,
+                num_vertices=vertices.shape[1],
+                skip_quantizer=skip_quantizer,
+            )
         if return_codes:
-            with evaluating(self.quantizer):
-                return self._quantize_mesh(*mesh)[0].codes
+            return quantized.codes
 
-        quantized, face_coordinates, face_mask = self._quantize_mesh(
-            *mesh, rvq_sample_codebook_temp
-        )
         logits = self.to_coor_logits(self.decode(quantized.quantized, face_mask))
 
         if return_recon_faces or only_return_recon_faces:
@@ -401,7 +344,7 @@ class MeshAutoencoder(FaceEncoder, FaceDecoder, SavedModule):
         if only_return_recon_faces:
             return recon_faces
 
-        recon_loss = self._reconstruction_loss(logits, face_coordinates, face_mask)
+        recon_loss = self._reconstruction_loss(logits, encoded.face_coordinates, face_mask)
         loss = recon_loss + quantized.commit_loss.sum() * self.commit_loss_weight
         breakdown = LossBreakdown(recon_loss, quantized.commit_loss)
         if return_recon_faces and return_loss_breakdown:

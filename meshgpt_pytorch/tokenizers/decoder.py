@@ -40,8 +40,7 @@ class FaceDecoder(Module):
     ) -> None:
         self.init_decoder_conv = init_decoder_conv(dim_face, dims[0], kernel_size)
         self.decoders = ModuleList(
-            ResnetBlock(dim, dim_out, dropout=dropout)
-            for dim, dim_out in pairwise(dims)
+            ResnetBlock(dim, dim_out, dropout=dropout) for dim, dim_out in pairwise(dims)
         )
         num_coordinates = self.num_vertices_per_face * 3
         self.to_coor_logits = nn.Sequential(

@@ -62,8 +62,7 @@ class FaceEncoder(Module):
         self.init_sage_conv = SAGEConv(dim, dims[0], **sageconv_kwargs)
         self.init_encoder_act_and_norm = nn.Sequential(nn.SiLU(), nn.LayerNorm(dims[0]))
         self.encoders = ModuleList(
-            SAGEConv(dim_in, dim_out, **sageconv_kwargs)
-            for dim_in, dim_out in pairwise(dims)
+            SAGEConv(dim_in, dim_out, **sageconv_kwargs) for dim_in, dim_out in pairwise(dims)
         )
 
     @typecheck

@@ -95,8 +95,9 @@ def build_quantizer(
     if codebook_size < 2 or not log2(codebook_size).is_integer():
         nearest = 2 ** max(1, ceil(log2(max(codebook_size, 2))))
         raise ValueError(
-            f"codebook_size must be a power of two with use_residual_lfq=True, "
-            f"got {codebook_size}; use {nearest}, or use_residual_lfq=False for a learned codebook of any size"
+            f"codebook_size must be a power of two with use_residual_lfq=True, got "
+            f"{codebook_size}; use {nearest}, or use_residual_lfq=False for a learned codebook of "
+            "any size"
         )
     return ResidualLFQ(
         dim=dim,

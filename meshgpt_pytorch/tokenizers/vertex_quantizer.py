@@ -1,0 +1,108 @@
+"""Stage 4, second half: face features -> a quantised feature and codes for each vertex."""
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import Module
+from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
+
+from meshgpt_pytorch.tokenizers.outputs import QuantizedFaces
+from meshgpt_pytorch.tokenizers.quantizer import (
+    QuantizedVertices,
+    average_over_vertices,
+    quantize_vertices,
+)
+from meshgpt_pytorch.typing import typecheck
+
+
+class VertexQuantizer(Module):
+    """The quantising part of ``MeshAutoencoder``, which inherits it so that names stay.
+
+    Reads the sizes below of the whole, its projection to vertices, and its quantizer.
+    """
+
+    num_vertices_per_face: int
+    num_quantizers: int
+    pad_id: int
+    checkpoint_quantizer: bool
+    project_dim_codebook: nn.Linear
+    quantizer: ResidualLFQ | ResidualVQ
+
+    @typecheck
+    def quantize(
+        self,
+        *,
+        faces: Int[Tensor, "b nf nvf"],
+        face_mask: Bool[Tensor, "b nf"],
+        face_embed: Float[Tensor, "b nf d"],
+        pad_id: int | None = None,
+        rvq_sample_codebook_temp: float = 1.0,
+        num_vertices: int | None = None,
+        skip_quantizer: bool = False,
+    ) -> QuantizedFaces:
+        """Average face features over shared vertices and quantise the vertices.
+
+        Args:
+            faces: vertex indices.
+            face_mask: True where a face exists.
+            face_embed: features from ``encode``.
+            pad_id: what codes of padded faces hold; the autoencoder's own by default.
+            rvq_sample_codebook_temp: temperature of stochastic codes in training.
+            num_vertices: more than the highest index in ``faces``; read from it if not given,
+                which waits for the device.
+            skip_quantizer: hand the averaged features on as they are; all codes are padding.
+
+        Returns:
+            quantised faces, codes in the order of the corners, and commitment losses.
+        """
+        if num_vertices is None:
+            num_vertices = int(faces.amax()) + 1
+        features, referenced = self._average(face_embed, faces, face_mask, num_vertices)
+        if skip_quantizer:
+            vertices = self._unquantized(features)
+        else:
+            vertices = quantize_vertices(
+                self.quantizer,
+                features,
+                referenced,
+                sample_codebook_temp=rvq_sample_codebook_temp,
+                memory_checkpoint=self.checkpoint_quantizer,
+            )
+
+        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
+        corner = rearrange(faces.masked_fill(no_face, 0).long(), "b nf nvf -> b (nf nvf)")
+        row = rearrange(torch.arange(len(faces), device=faces.device), "b -> b 1")
+        quantized = rearrange(
+            vertices.quantized[row, corner],
+            "b (nf nvf) d -> b nf (nvf d)",
+            nvf=self.num_vertices_per_face,
+        )
+        codes = vertices.codes[row, corner].masked_fill(
+            ~repeat(face_mask, "b nf -> b (nf nvf) 1", nvf=self.num_vertices_per_face),
+            self.pad_id if pad_id is None else pad_id,
+        )
+        return QuantizedFaces(quantized, codes, vertices.commit_loss)
+
+    def _average(
+        self,
+        face_embed: Float[Tensor, "b nf d"],
+        faces: Int[Tensor, "b nf nvf"],
+        face_mask: Bool[Tensor, "b nf"],
+        num_vertices: int,
+    ) -> tuple[Float[Tensor, "b nv d"], Bool[Tensor, "b nv"]]:
+        """Project faces to their corners and average over the vertices they share."""
+        corner_features = rearrange(
+            self.project_dim_codebook(face_embed),
+            "b nf (nvf d) -> b nf nvf d",
+            nvf=self.num_vertices_per_face,
+        )
+        return average_over_vertices(
+            corner_features, faces.long(), face_mask, num_vertices=num_vertices
+        )
+
+    def _unquantized(self, features: Float[Tensor, "b nv d"]) -> QuantizedVertices:
+        codes = torch.full(
+            (*features.shape[:2], self.num_quantizers), self.pad_id, device=features.device
+        )
+        return QuantizedVertices(features, codes, features.new_zeros(self.num_quantizers))
