@@ -65,6 +65,31 @@ def test_validation_leaves_text_dropout_on(tmp_path: Path, cached: MeshDataset) 
 # errors before the first step
 
 
+def test_quantizer_trains_after_its_warm_up_alone(tmp_path: Path) -> None:
+    model = make_autoencoder()
+    before = {name: each.clone() for name, each in model.quantizer.named_parameters()}
+    trainer = MeshAutoencoderTrainer(
+        model, **{**small_run(tmp_path), "num_train_steps": 2}, quantizer_warmup_steps=2
+    )
+    trainer()
+    assert all(record["commit_loss"] == 0 for record in trainer.history)
+    assert all(torch.equal(each, before[name]) for name, each in model.quantizer.named_parameters())
+
+    trainer = MeshAutoencoderTrainer(
+        model, **{**small_run(tmp_path / "more"), "num_train_steps": 3}, quantizer_warmup_steps=2
+    )
+    trainer()
+    assert [record["commit_loss"] > 0 for record in trainer.history] == [False, False, True]
+    assert not any(
+        torch.equal(each, before[name]) for name, each in model.quantizer.named_parameters()
+    )
+
+
+def test_negative_quantizer_warm_up_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantizer_warmup_steps must be 0 or more, got -1"):
+        MeshAutoencoderTrainer(make_autoencoder(), **small_run(tmp_path), quantizer_warmup_steps=-1)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [

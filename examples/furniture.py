@@ -1,0 +1,367 @@
+"""Train on real furniture, then generate it from text: meshes in, new mesh files out.
+
+    python examples/furniture.py                              # 36 small meshes, two CPU cores
+    python examples/furniture.py --device cuda --scale full   # all 739 meshes
+
+Everything is written into the folder ``out``: a .glb and .obj file for each generated mesh, the
+picture ``contact_sheet.png``, ``report.json``, and both models.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm.auto import tqdm
+
+from meshgpt_pytorch import (
+    AutoModelEncoder,
+    Mesh,
+    MeshAutoencoder,
+    MeshAutoencoderTrainer,
+    MeshDataset,
+    MeshTransformer,
+    MeshTransformerTrainer,
+    contact_sheet,
+    custom_collate,
+    faces_to_mesh,
+    load_mesh,
+    matching_faces,
+    save_mesh,
+    triangle_accuracy,
+)
+from meshgpt_pytorch.evaluation import write_report
+from meshgpt_pytorch.transformer.text import minilm_path
+
+PACK = Path(__file__).parent / "data" / "furniture_adaptive.npz"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Length and pace of one training."""
+
+    num_train_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 50
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Everything that differs between the demo and a full training."""
+
+    num_meshes: int | None
+    max_faces: int
+    autoencoder: Mapping[str, Any]
+    autoencoder_training: Training
+    quantizer_warmup_steps: int
+    transformer: Mapping[str, Any]
+    transformer_training: Training
+    num_captions: int
+    accelerator: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCALES = {
+    "demo": Scale(
+        num_meshes=36,
+        max_faces=100,
+        autoencoder={
+            "encoder_dims_through_depth": (64, 128, 256),
+            "decoder_dims_through_depth": (128, 128, 192, 192, 256, 256),
+            "dim_codebook": 128,
+            "codebook_size": 2048,
+        },
+        autoencoder_training=Training(num_train_steps=1000, batch_size=8, learning_rate=1e-3),
+        quantizer_warmup_steps=400,
+        transformer={
+            "dim": 128,
+            "attn_depth": 4,
+            "attn_heads": 4,
+            "attn_dim_head": 32,
+            "coarse_pre_gateloop_depth": 1,
+            "fine_pre_gateloop_depth": 1,
+            "text_condition_cond_drop_prob": 0.1,
+        },
+        transformer_training=Training(num_train_steps=600, batch_size=8, learning_rate=2e-3),
+        num_captions=36,
+    ),
+    "full": Scale(
+        num_meshes=None,
+        max_faces=800,
+        autoencoder={"num_discrete_coors": 128, "codebook_size": 4096},
+        autoencoder_training=Training(
+            num_train_steps=20_000, batch_size=32, learning_rate=4e-4, warmup_steps=500
+        ),
+        quantizer_warmup_steps=6_000,
+        transformer={"dim": 512, "attn_depth": 12, "attn_heads": 8, "attn_dim_head": 64},
+        transformer_training=Training(
+            num_train_steps=30_000, batch_size=16, learning_rate=3e-4, warmup_steps=500
+        ),
+        num_captions=64,
+        accelerator={"mixed_precision": "bf16"},
+    ),
+}
+
+
+def choose_meshes(dataset: MeshDataset, scale: Scale) -> MeshDataset:
+    """Take the smallest meshes of each category in turn, no caption twice."""
+    dataset = dataset.filter(max_faces=scale.max_faces)
+    if scale.num_meshes is None:
+        return dataset
+    by_category: dict[str, list[int]] = {}
+    captions = set()
+    for index in dataset.num_faces.argsort(stable=True).tolist():
+        category, caption = dataset.categories[index], dataset.captions[index]
+        if category != "misc" and caption not in captions:
+            captions.add(caption)
+            by_category.setdefault(category, []).append(index)
+    longest = max(len(indices) for indices in by_category.values())
+    in_turn = [
+        indices[turn]
+        for turn in range(longest)
+        for indices in by_category.values()
+        if turn < len(indices)
+    ]
+    return dataset.select(in_turn[: scale.num_meshes])
+
+
+def train_autoencoder(
+    dataset: MeshDataset, scale: Scale, accelerator: Mapping[str, Any], out: Path
+) -> MeshAutoencoder:
+    """Train an autoencoder on the meshes."""
+    autoencoder = MeshAutoencoder(**scale.autoencoder)
+    training = scale.autoencoder_training
+    trainer = MeshAutoencoderTrainer(
+        autoencoder,
+        dataset.with_keys("vertices", "faces", "face_edges"),
+        quantizer_warmup_steps=scale.quantizer_warmup_steps,
+        **trainer_options(training, accelerator, out / "checkpoints"),
+    )
+    trainer()
+    return autoencoder.eval()
+
+
+def train_transformer(
+    dataset: MeshDataset,
+    autoencoder: MeshAutoencoder,
+    encoder: AutoModelEncoder,
+    scale: Scale,
+    accelerator: Mapping[str, Any],
+    out: Path,
+) -> MeshTransformer:
+    """Train a text-conditioned transformer on the codes of the meshes."""
+    codes_a_face = autoencoder.num_vertices_per_face * autoencoder.num_quantizers
+    transformer = MeshTransformer(
+        autoencoder,
+        max_seq_len=int(dataset.num_faces.max()) * codes_a_face,
+        condition_on_text=True,
+        fine_cross_attend_text=True,
+        text_encoder=encoder,
+        **scale.transformer,
+    )
+    trainer = MeshTransformerTrainer(
+        transformer,
+        dataset.with_keys("codes", "text_encodings"),
+        **trainer_options(scale.transformer_training, accelerator, out / "checkpoints"),
+    )
+    trainer()
+    return transformer.eval()
+
+
+def trainer_options(
+    training: Training, accelerator: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Return the options that both trainers share."""
+    return {
+        "num_train_steps": training.num_train_steps,
+        "batch_size": training.batch_size,
+        "grad_accum_every": 1,
+        "learning_rate": training.learning_rate,
+        "max_grad_norm": 1.0,
+        "warmup_steps": training.warmup_steps,
+        "scheduler": CosineAnnealingLR,
+        "scheduler_kwargs": {"T_max": training.num_train_steps},
+        "ema_kwargs": None,
+        "accelerator_kwargs": accelerator,
+        "checkpoint_every": training.num_train_steps,
+        "checkpoint_folder": folder,
+        "seed": 0,
+    }
+
+
+def reconstruct(
+    autoencoder: MeshAutoencoder, dataset: MeshDataset, batch_size: int = 16
+) -> tuple[list[Mesh], float, float]:
+    """Pass each mesh through its codes; return the results and the shares of right faces, bins."""
+    meshes, right_faces, right_coordinates, num_faces = [], 0.0, 0.0, 0
+    dataset = dataset.with_keys("vertices", "faces", "face_edges")
+    for start in tqdm(range(0, len(dataset), batch_size), desc="reconstruct"):
+        items = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+        batch = {key: each.to(autoencoder.device) for key, each in custom_collate(items).items()}
+        codes = autoencoder.tokenize(**batch)
+        coords, mask = autoencoder.decode_from_codes_to_faces(codes)
+        row = torch.arange(len(items), device=autoencoder.device)[:, None, None]
+        target = batch["vertices"][row, batch["faces"].clamp(min=0)]
+        accuracy = triangle_accuracy(coords, target, mask)
+        right_faces += accuracy.triangle * int(mask.sum())
+        right_coordinates += accuracy.coordinate * int(mask.sum())
+        num_faces += int(mask.sum())
+        meshes += [faces_to_mesh(*each) for each in zip(coords.cpu(), mask.cpu(), strict=True)]
+    return meshes, right_faces / num_faces, right_coordinates / num_faces
+
+
+def generate(
+    transformer: MeshTransformer, captions: Sequence[str], batch_size: int = 36
+) -> list[Mesh]:
+    """Generate a mesh for each caption, the likeliest one."""
+    meshes = []
+    for start in range(0, len(captions), batch_size):
+        coords, mask = transformer.generate(
+            texts=captions[start : start + batch_size], temperature=0.0
+        )
+        meshes += [faces_to_mesh(*each) for each in zip(coords.cpu(), mask.cpu(), strict=True)]
+    return meshes
+
+
+def judge(captions: Sequence[str], meshes: Sequence[Mesh], dataset: MeshDataset) -> list[dict]:
+    """Compare each generated mesh with the meshes of its caption, and find the mesh it is."""
+    targets = [Mesh(item["vertices"], item["faces"]) for item in dataset.with_keys(*MESH)]
+    results = []
+    for caption, mesh in zip(captions, meshes, strict=True):
+        right = [matching_faces(mesh, target).faces_right for target in targets]
+        own = max(
+            (share, index)
+            for index, share in enumerate(right)
+            if dataset.captions[index] == caption
+        )
+        best = max(range(len(targets)), key=right.__getitem__)
+        results.append(
+            {
+                "caption": caption,
+                "faces_right": own[0],
+                "nearest_training_mesh": dataset.captions[best],
+                "is_right": own[0] >= 0.95,
+                "training_mesh": own[1],
+            }
+        )
+    return results
+
+
+MESH = ("vertices", "faces")
+
+
+def write_meshes(captions: Sequence[str], meshes: Sequence[Mesh], folder: Path) -> dict[str, int]:
+    """Write each mesh as .glb and .obj, read the files again, and count both."""
+    written = loaded = 0
+    for number, (caption, mesh) in enumerate(zip(captions, meshes, strict=True)):
+        if len(mesh.faces) == 0:
+            continue
+        name = f"{number:03d}_{re.sub(r'[^a-z0-9]+', '_', caption).strip('_')}"
+        for suffix in (".glb", ".obj"):
+            path = save_mesh(mesh, folder / f"{name}{suffix}")
+            written += 1
+            loaded += len(load_mesh(path).faces) > 0
+    return {"written": written, "loaded_again": loaded, "empty_meshes": 2 * len(meshes) - written}
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how long a stage took."""
+    print(f"\n{stage}", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 1)
+
+
+def run(scale: Scale, device: str, out: Path) -> dict[str, Any]:
+    """Run all stages and return the report, which is also written to ``out``."""
+    torch.manual_seed(0)
+    seconds: dict[str, float] = {}
+    accelerator = {**scale.accelerator, "cpu": device == "cpu"}
+
+    with timed("read meshes", seconds):
+        dataset = choose_meshes(MeshDataset(PACK), scale).canonicalize()
+        dataset.cache_face_edges()
+    with timed("train the autoencoder", seconds):
+        autoencoder = train_autoencoder(dataset, scale, accelerator, out)
+        autoencoder.save(out / "autoencoder.safetensors")
+    with timed("reconstruct", seconds):
+        reconstructions, triangles, coordinates = reconstruct(autoencoder, dataset)
+    with timed("cache codes and texts", seconds):
+        dataset.cache_codes(autoencoder)
+        encoder = AutoModelEncoder(minilm_path())
+        dataset.cache_text_encodings(encoder)
+    with timed("train the transformer", seconds):
+        transformer = train_transformer(dataset, autoencoder, encoder, scale, accelerator, out)
+        transformer.save(out / "transformer.safetensors")
+    captions = list(dict.fromkeys(dataset.captions))[: scale.num_captions]
+    with timed("generate", seconds):
+        generated = generate(transformer, captions)
+    with timed("write files", seconds):
+        results = judge(captions, generated, dataset)
+        files = write_meshes(captions, generated, out / "meshes")
+        draw(results, dataset, reconstructions, generated, out / "contact_sheet.png")
+
+    report = {
+        "training_meshes": len(dataset),
+        "categories": len(set(dataset.categories)),
+        "most_faces": int(dataset.num_faces.max()),
+        "reconstruction": {"triangle_accuracy": triangles, "coordinate_accuracy": coordinates},
+        "captions": len(captions),
+        "captions_right": sum(result["is_right"] for result in results) / len(results),
+        "files": files,
+        "seconds": seconds,
+        "generated": results,
+    }
+    write_report(out / "report.json", report)
+    return report
+
+
+def draw(
+    results: Sequence[Mapping[str, Any]],
+    dataset: MeshDataset,
+    reconstructions: Sequence[Mesh],
+    generated: Sequence[Mesh],
+    path: Path,
+) -> None:
+    """Draw each training mesh, its reconstruction and what was generated from its caption."""
+    rows = []
+    for result, mesh in zip(results, generated, strict=True):
+        index = result["training_mesh"]
+        item = dataset[index]
+        rows.append([Mesh(item["vertices"], item["faces"]), reconstructions[index], mesh])
+    contact_sheet(
+        rows,
+        row_labels=[result["caption"] for result in results],
+        column_labels=["training mesh", "reconstruction", "generated"],
+        row_groups=4,
+        tile=160,
+        path=path,
+    )
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scale", choices=sorted(SCALES), default="demo")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is made")
+    arguments = parser.parse_args()
+
+    report = run(SCALES[arguments.scale], arguments.device, arguments.out)
+    print(
+        f"\n{report['training_meshes']} meshes of {report['categories']} categories: "
+        f"{report['reconstruction']['triangle_accuracy']:.1%} of their faces are reconstructed, "
+        f"{report['captions_right']:.1%} of {report['captions']} captions give back their mesh.\n"
+        f"See {arguments.out / 'contact_sheet.png'} and {arguments.out / 'meshes'}."
+    )
+
+
+if __name__ == "__main__":
+    main()
