@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from meshgpt_pytorch import (
@@ -33,11 +33,11 @@ from meshgpt_pytorch import (
     faces_to_mesh,
     load_mesh,
     matching_faces,
+    minilm_path,
     save_mesh,
     triangle_accuracy,
 )
 from meshgpt_pytorch.evaluation import write_report
-from meshgpt_pytorch.transformer.text import minilm_path
 
 PACK = Path(__file__).parent / "data" / "furniture_adaptive.npz"
 
@@ -50,6 +50,11 @@ class Training:
     batch_size: int
     learning_rate: float
     warmup_steps: int = 50
+    hold: float = 0.6
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Hold the learning rate for a share of the steps, then let it fall to zero in a line."""
+        return min(1.0, (1 - step / self.num_train_steps) / (1 - self.hold))
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ SCALES = {
             "dim_codebook": 128,
             "codebook_size": 2048,
         },
-        autoencoder_training=Training(num_train_steps=1000, batch_size=8, learning_rate=1e-3),
-        quantizer_warmup_steps=400,
+        autoencoder_training=Training(num_train_steps=900, batch_size=8, learning_rate=1e-3),
+        quantizer_warmup_steps=350,
         transformer={
             "dim": 128,
             "attn_depth": 4,
@@ -88,7 +93,7 @@ SCALES = {
             "fine_pre_gateloop_depth": 1,
             "text_condition_cond_drop_prob": 0.1,
         },
-        transformer_training=Training(num_train_steps=600, batch_size=8, learning_rate=2e-3),
+        transformer_training=Training(num_train_steps=450, batch_size=8, learning_rate=2e-3),
         num_captions=36,
     ),
     "full": Scale(
@@ -185,8 +190,8 @@ def trainer_options(
         "learning_rate": training.learning_rate,
         "max_grad_norm": 1.0,
         "warmup_steps": training.warmup_steps,
-        "scheduler": CosineAnnealingLR,
-        "scheduler_kwargs": {"T_max": training.num_train_steps},
+        "scheduler": LambdaLR,
+        "scheduler_kwargs": {"lr_lambda": training.learning_rate_factor},
         "ema_kwargs": None,
         "accelerator_kwargs": accelerator,
         "checkpoint_every": training.num_train_steps,
@@ -231,7 +236,9 @@ def generate(
 
 def judge(captions: Sequence[str], meshes: Sequence[Mesh], dataset: MeshDataset) -> list[dict]:
     """Compare each generated mesh with the meshes of its caption, and find the mesh it is."""
-    targets = [Mesh(item["vertices"], item["faces"]) for item in dataset.with_keys(*MESH)]
+    targets = [
+        Mesh(item["vertices"], item["faces"]) for item in dataset.with_keys("vertices", "faces")
+    ]
     results = []
     for caption, mesh in zip(captions, meshes, strict=True):
         right = [matching_faces(mesh, target).faces_right for target in targets]
@@ -251,9 +258,6 @@ def judge(captions: Sequence[str], meshes: Sequence[Mesh], dataset: MeshDataset)
             }
         )
     return results
-
-
-MESH = ("vertices", "faces")
 
 
 def write_meshes(captions: Sequence[str], meshes: Sequence[Mesh], folder: Path) -> dict[str, int]:

