@@ -85,3 +85,26 @@ def read_golden(name: str) -> Golden:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
         metadata = file.metadata()
     return Golden(tensors, json.loads(metadata["config"]), json.loads(metadata["versions"]))
+
+
+def save_small_t5(folder: Path, words: Sequence[str]) -> None:
+    """Save a random T5 of width 16 and a tokenizer that knows some words, as a hub folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from meshgpt_pytorch.transformer.text_libraries import import_transformers
+
+    transformers = import_transformers()
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)

@@ -73,7 +73,8 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
     """Turn the faces of a mesh into residual codes, and codes back into faces.
 
     Coordinates are read as bins of ``coor_continuous_range``; those outside are clamped to the
-    first or last bin, with a warning. Faces are padded with ``pad_id``, vertices with anything.
+    first or last bin, with a warning. Faces are padded with ``pad_id``, at any place of their row;
+    vertices with any finite numbers.
 
     Args:
         num_discrete_coors: bins of a coordinate.
@@ -247,12 +248,12 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
             )
         single = ndims[0] == 2
         if single:
-            inputs = [tensor[None] for tensor in inputs]
-        with evaluating(self):
-            codes = self.forward(
-                **dict(zip(("vertices", "faces", "face_edges"), inputs, strict=False)),
-                return_codes=True,
-            )
+            vertices, faces = vertices[None], faces[None]
+            face_edges = None if face_edges is None else face_edges[None]
+        codes = self.forward(
+            vertices=vertices, faces=faces, face_edges=face_edges, return_codes=True
+        )
+        assert isinstance(codes, Tensor), "return_codes returns codes alone"
         return codes[0] if single else codes
 
     def _encode_mesh(
@@ -278,6 +279,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
             face_edges_mask=reduce(face_edges != self.pad_id, "b e ij -> b e", "all"),
             return_face_coordinates=True,
         )
+        assert isinstance(encoded, EncodedFaces), "coordinates were asked for"
         return encoded, face_mask
 
     @typecheck
@@ -301,7 +303,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
                 ignored.
             faces: vertex indices, padded with ``pad_id``.
             face_edges: neighbouring faces, padded with ``pad_id``; derived if not given.
-            return_codes: return the codes ``b (nf nvf) q`` alone, quantised as in eval mode.
+            return_codes: return the codes ``b (nf nvf) q`` alone, computed in eval mode.
             return_loss_breakdown: return the parts of the loss too.
             return_recon_faces: return the reconstructed face coordinates too.
             only_return_recon_faces: return the reconstructed face coordinates alone.
@@ -318,13 +320,15 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
             ValueError: meshes that are empty, unbatched, of another kind of face, not finite, or
                 with indices out of range; flags that exclude one another.
         """
-        if return_codes and (return_loss_breakdown or return_recon_faces or skip_quantizer):
+        return_faces = return_recon_faces or only_return_recon_faces
+        if return_codes and (return_loss_breakdown or return_faces or skip_quantizer):
             raise ValueError(
-                "return_codes returns codes alone, got return_loss_breakdown, return_recon_faces "
-                "or skip_quantizer with it; call the autoencoder once for each"
+                "return_codes returns codes alone, got return_loss_breakdown, return_recon_faces, "
+                "only_return_recon_faces or skip_quantizer with it; call the autoencoder once for "
+                "each"
             )
-        encoded, face_mask = self._encode_mesh(vertices, faces, face_edges)
-        with evaluating(self.quantizer) if return_codes else nullcontext():
+        with evaluating(self) if return_codes else nullcontext():
+            encoded, face_mask = self._encode_mesh(vertices, faces, face_edges)
             quantized = self.quantize(
                 faces=faces,
                 face_mask=face_mask,
@@ -338,7 +342,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
 
         logits = self.to_coor_logits(self.decode(quantized.quantized, face_mask))
 
-        if return_recon_faces or only_return_recon_faces:
+        if return_faces:
             bins = rearrange(logits.argmax(dim=-1), "b nf (nvf c) -> b nf nvf c", c=3)
             recon_faces = self._coordinates_of_bins(bins, face_mask)
         if only_return_recon_faces:

@@ -14,7 +14,12 @@ from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 from meshgpt_pytorch.mesh import undiscretize
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.checks import check_code_ids
-from meshgpt_pytorch.tokenizers.layers import ResnetBlock, init_decoder_conv
+from meshgpt_pytorch.tokenizers.layers import (
+    ResnetBlock,
+    init_decoder_conv,
+    order_padding_last,
+    reorder_faces,
+)
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces, DiscreteFaces
 from meshgpt_pytorch.tokenizers.quantizer import require_initialized
 from meshgpt_pytorch.typing import typecheck
@@ -56,20 +61,22 @@ class FaceDecoder(Module):
 
         Args:
             quantized: quantised faces, their vertices side by side.
-            face_mask: True where a face exists.
+            face_mask: True where a face exists; padding may stand anywhere.
 
         Returns:
             features ``b nf d``.
         """
-        x = quantized
+        order = order_padding_last(face_mask)
+        mask = face_mask.gather(1, order)
+        x = reorder_faces(quantized, order)
         for attention in self.decoder_attn_blocks:
-            x = attention(x, face_mask)
-        conv_mask = rearrange(face_mask, "b nf -> b 1 nf")
+            x = attention(x, mask)
+        conv_mask = rearrange(mask, "b nf -> b 1 nf")
         x = rearrange(x, "b nf d -> b d nf").masked_fill(~conv_mask, 0.0)
         x = self.init_decoder_conv(x)
         for block in self.decoders:
             x = block(x, mask=conv_mask)
-        return rearrange(x, "b d nf -> b nf d")
+        return reorder_faces(rearrange(x, "b d nf -> b nf d"), order.argsort(dim=1))
 
     @typecheck
     @torch.no_grad()
@@ -84,14 +91,16 @@ class FaceDecoder(Module):
         Args:
             codes: ids ``b n``, ``b (nf nvf) q`` or any shape that flattens to them; ``pad_id`` in
                 faces that do not exist.
-            face_mask: faces that exist; those whose codes all do, if not given.
+            face_mask: faces that exist; those whose codes all do, if not given. A face in the
+                mask may lack codes of some quantizers: they add nothing to its vertices.
             return_discrete_codes: return the bins of the coordinates too.
 
         Returns:
             coordinates ``b nf nvf 3``, nan where padded, and the mask ``b nf``.
 
         Raises:
-            ValueError: codes that are not whole faces, or ids outside the codebook.
+            ValueError: codes that are not whole faces, ids outside the codebook, or a mask of
+                another number of faces.
             RuntimeError: a codebook that was never initialised.
         """
         nvf, q = self.num_vertices_per_face, self.num_quantizers
@@ -105,6 +114,11 @@ class FaceDecoder(Module):
         codes = rearrange(codes, "b (nf nvf q) -> b nf nvf q", nvf=nvf, q=q)
         if face_mask is None:
             face_mask = reduce(codes != self.pad_id, "b nf nvf q -> b nf", "all")
+        if face_mask.shape != codes.shape[:2]:
+            raise ValueError(
+                f"face_mask must have an entry for each face of codes, {(*codes.shape[:2],)}, got "
+                f"shape {(*face_mask.shape,)}; leave it out to derive it from the codes"
+            )
         if codes.numel() == 0:
             bins = codes.new_zeros((*codes.shape[:2], nvf, 3))
         else:
@@ -121,7 +135,8 @@ class FaceDecoder(Module):
     ) -> Int[Tensor, "b nf nvf 3"]:
         require_initialized(self.quantizer)
         no_face = ~rearrange(face_mask, "b nf -> b nf 1")
-        ids = codes.masked_fill(rearrange(no_face, "b nf 1 -> b nf 1 1"), 0)
+        # the quantizer's own mark for a code that adds nothing
+        ids = codes.masked_fill(codes == self.pad_id, -1)
         quantized = self.quantizer.get_output_from_indices(
             rearrange(ids, "b nf nvf q -> b (nf nvf) q")
         )

@@ -14,6 +14,7 @@ from torch.nn import Module, ModuleList
 from torch_geometric.nn.conv import SAGEConv
 
 from meshgpt_pytorch.mesh import discretize, get_derived_face_features
+from meshgpt_pytorch.tokenizers.layers import order_padding_last, reorder_faces
 from meshgpt_pytorch.tokenizers.outputs import EncodedFaces
 from meshgpt_pytorch.typing import typecheck
 
@@ -112,13 +113,22 @@ class FaceEncoder(Module):
         for conv in self.encoders:
             nodes = conv(nodes, edges)
 
-        face_embed = rearrange(nodes[:-1], "(b nf) d -> b nf d", b=batch).masked_fill(no_face, 0.0)
-        for attention in self.encoder_attn_blocks:
-            face_embed = attention(face_embed, face_mask)
+        face_embed = rearrange(nodes[:-1], "(b nf) d -> b nf d", b=batch)
+        face_embed = self._attend(face_embed, face_mask).masked_fill(no_face, 0.0)
 
         if not return_face_coordinates:
             return face_embed
         return EncodedFaces(face_embed, discrete_coords)
+
+    def _attend(
+        self, face_embed: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Float[Tensor, "b nf d"]:
+        order = order_padding_last(face_mask)
+        mask = face_mask.gather(1, order)
+        x = reorder_faces(face_embed, order)
+        for attention in self.encoder_attn_blocks:
+            x = attention(x, mask)
+        return reorder_faces(x, order.argsort(dim=1))
 
     def _embed_features(
         self, face_coords: Float[Tensor, "b nf nvf 3"], discrete_coords: Int[Tensor, "b nf c"]

@@ -6,18 +6,42 @@ for a mesh does not depend on the batch around it.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from math import sqrt
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from einops.layers.torch import Rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from local_attention import LocalMHA
 from taylor_series_linear_attention import TaylorSeriesLinearAttn
 from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 from x_transformers.x_transformers import FeedForward, RMSNorm
+
+
+def order_padding_last(face_mask: Bool[Tensor, "b nf"]) -> Int[Tensor, "b nf"]:
+    """Order the faces of each row so that padding comes last; its argsort undoes that.
+
+    Convolutions and windows of attention count places: a padded face between two others must not
+    keep them apart.
+
+    Args:
+        face_mask: True where a face exists.
+
+    Returns:
+        the place that each face of the new order is taken from.
+    """
+    return (~face_mask).int().argsort(dim=1, stable=True)
+
+
+def reorder_faces(
+    x: Float[Tensor, "b nf d"], order: Int[Tensor, "b nf"]
+) -> Float[Tensor, "b nf d"]:
+    """Take faces in another order, see ``order_padding_last``."""
+    return x.take_along_dim(rearrange(order, "b nf -> b nf 1"), dim=1)
 
 
 class PixelNorm(Module):
@@ -150,12 +174,15 @@ class AttentionBlock(ModuleList):
             )
         local_attn = LocalMHA(
             dim=dim,
-            **{"causal": False, "prenorm": True, **local_attn_kwargs, "window_size": window_size},
+            window_size=window_size,
+            **{"causal": False, "prenorm": True, **local_attn_kwargs},
         )
         # LocalMHA keeps its dropout option to itself
-        local_attn.attn_fn.dropout.p = attn_dropout
+        local_attn.attn_fn.dropout.p = local_attn_kwargs.get("dropout", attn_dropout)
         feed_forward = nn.Sequential(RMSNorm(dim), FeedForward(dim, glu=True, dropout=ff_dropout))
-        super().__init__([linear_attn, local_attn, feed_forward])
+        super().__init__()
+        for place, part in enumerate((linear_attn, local_attn, feed_forward)):
+            self.add_module(str(place), part)
 
     def forward(
         self, x: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
@@ -163,7 +190,11 @@ class AttentionBlock(ModuleList):
         linear_attn, local_attn, feed_forward = self
         if linear_attn is not None:
             x = linear_attn(x, mask=face_mask) + x
-        x = local_attn(x, mask=face_mask) + x
+        # its rotary embedding is float32, also where the model was cast to half precision
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(x.device.type, dtype=x.dtype) if half else nullcontext():
+            attended = local_attn(x, mask=face_mask)
+        x = attended + x
         return feed_forward(x) + x
 
 

@@ -150,6 +150,8 @@ def average_over_vertices(
         features ``b nv d``, and a mask ``b nv`` of the vertices that some face refers to.
     """
     batch, _, _, dim = corner_features.shape
+    # where each addition is rounded, as on CUDA, bfloat16 cannot count past 256 corners
+    sum_dtype = torch.promote_types(corner_features.dtype, torch.float32)
     # padded faces go to one row more, which is cut off again
     indices = faces.masked_fill(~rearrange(face_mask, "b nf -> b nf 1"), num_vertices)
     indices = rearrange(indices, "b nf nvf -> b (nf nvf)")
@@ -157,12 +159,12 @@ def average_over_vertices(
         (batch, num_vertices + 1), dtype=torch.bool, device=faces.device
     ).scatter(1, indices, True)
     features = scatter_mean(
-        corner_features.new_zeros((batch, num_vertices + 1, dim)),
+        corner_features.new_zeros((batch, num_vertices + 1, dim), dtype=sum_dtype),
         repeat(indices, "b n -> b n d", d=dim),
-        rearrange(corner_features, "b nf nvf d -> b (nf nvf) d"),
+        rearrange(corner_features, "b nf nvf d -> b (nf nvf) d").to(sum_dtype),
         dim=1,
     )
-    return features[:, :-1], referenced[:, :-1]
+    return features[:, :-1].to(corner_features.dtype), referenced[:, :-1]
 
 
 def require_initialized(quantizer: ResidualLFQ | ResidualVQ) -> None:
