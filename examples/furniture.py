@@ -210,7 +210,8 @@ def reconstruct(
         items = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
         batch = {key: each.to(autoencoder.device) for key, each in custom_collate(items).items()}
         codes = autoencoder.tokenize(**batch)
-        coords, mask = autoencoder.decode_from_codes_to_faces(codes)
+        decoded = autoencoder.decode_from_codes_to_faces(codes)
+        coords, mask = decoded.face_coords, decoded.face_mask
         row = torch.arange(len(items), device=autoencoder.device)[:, None, None]
         target = batch["vertices"][row, batch["faces"].clamp(min=0)]
         accuracy = triangle_accuracy(coords, target, mask)
@@ -234,11 +235,15 @@ def generate(
     return meshes
 
 
+def mesh_of(dataset: MeshDataset, index: int) -> Mesh:
+    """Return a mesh of a data set."""
+    item = dataset[index]
+    return Mesh(item["vertices"], item["faces"])
+
+
 def judge(captions: Sequence[str], meshes: Sequence[Mesh], dataset: MeshDataset) -> list[dict]:
     """Compare each generated mesh with the meshes of its caption, and find the mesh it is."""
-    targets = [
-        Mesh(item["vertices"], item["faces"]) for item in dataset.with_keys("vertices", "faces")
-    ]
+    targets = [mesh_of(dataset, index) for index in range(len(dataset))]
     results = []
     for caption, mesh in zip(captions, meshes, strict=True):
         right = [matching_faces(mesh, target).faces_right for target in targets]
@@ -338,8 +343,7 @@ def draw(
     rows = []
     for result, mesh in zip(results, generated, strict=True):
         index = result["training_mesh"]
-        item = dataset[index]
-        rows.append([Mesh(item["vertices"], item["faces"]), reconstructions[index], mesh])
+        rows.append([mesh_of(dataset, index), reconstructions[index], mesh])
     contact_sheet(
         rows,
         row_labels=[result["caption"] for result in results],

@@ -1,9 +1,10 @@
-"""The command ``meshgpt``: a mesh file out of a sentence, and meshes through a trained tokenizer."""
+"""The command ``meshgpt``: a mesh file out of a sentence, or through a trained tokenizer."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,15 +59,15 @@ def generate(arguments: argparse.Namespace) -> None:
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Pass a mesh file through its codes, and write what comes back."""
     autoencoder = MeshAutoencoder.init_and_load(arguments.model).to(arguments.device)
-    grid = {
+    grid: dict[str, Any] = {
         "num_discrete_coors": autoencoder.num_discrete_coors,
         "coor_continuous_range": autoencoder.coor_continuous_range,
     }
     is_quads = autoencoder.num_vertices_per_face == 4
     mesh = canonicalize_mesh(load_mesh(arguments.mesh, quads=is_quads), **grid)
     codes = autoencoder.tokenize(*(each.to(arguments.device) for each in mesh))
-    coords, mask = autoencoder.decode_from_codes_to_faces(codes[None])
-    decoded = faces_to_mesh(coords[0].cpu(), mask[0].cpu(), **grid)
+    faces = autoencoder.decode_from_codes_to_faces(codes[None])
+    decoded = faces_to_mesh(faces.face_coords[0].cpu(), faces.face_mask[0].cpu(), **grid)
     say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
 
 

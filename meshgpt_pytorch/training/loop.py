@@ -363,9 +363,9 @@ class MeshTrainer:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
-    def print(self, message: str) -> None:
+    def print(self, msg: str) -> None:
         """Write a line above the progress bar, from the main process."""
-        self.reporter.say(message)
+        self.reporter.say(msg)
 
     def log(self, **numbers: float) -> None:
         """Send numbers to the trackers, at the present step."""

@@ -157,7 +157,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
         UserWarning: this run was told another weight decay.
     """
     wanted = optimizer.param_groups[0]["weight_decay"]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(dict(state))
     loaded = optimizer.param_groups[0]["weight_decay"]
     if loaded != wanted:
         warn_of_setting("weight_decay", loaded, wanted)

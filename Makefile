@@ -1,0 +1,51 @@
+# make demo | test | lint | bench | clean. The environment is made on first use, and again when
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+# processes of the test run; each keeps to one thread, since threads of two runs on one core stall
+TEST_PROCESSES ?= 2
+TEST_OPTIONS ?=
+DEMO_OPTIONS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "make install  create $(VENV) with the tested versions of everything"
+	@echo "make demo     train on furniture meshes, write new ones to out/"
+	@echo "make test     linter, type checker and the whole test suite"
+	@echo "make lint     linter and type checker only"
+	@echo "make bench    the measurements of docs/performance.md"
+	@echo "make clean    remove $(VENV), caches and out/"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about 1.7 GB, a minute or two)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/furniture.py --out out $(DEMO_OPTIONS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TEST_OPTIONS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.import_time
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
