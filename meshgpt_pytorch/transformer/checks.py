@@ -1,10 +1,67 @@
 """Refuse codes that the transformer cannot model, before they become a wrong number."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from meshgpt_pytorch.tokenizers.checks import check_code_ids
+
+
+def check_pad_id(pad_id: int, eos_token_id: int) -> None:
+    """Check that padding cannot be mistaken for a code, or for the end.
+
+    Raises:
+        ValueError: the pad id is an id of the vocabulary.
+    """
+    if 0 <= pad_id <= eos_token_id:
+        raise ValueError(
+            f"pad_id must not be one of the codes and the eos id, 0 to {eos_token_id}, got "
+            f"{pad_id}; use -1"
+        )
+
+
+def check_heads(dim: int, heads: int, dim_head: int, attn_kwargs: Mapping[str, Any]) -> None:
+    """Check that what attention puts out has the width of its stage.
+
+    Raises:
+        ValueError: a single head of another width, which x-transformers does not project.
+    """
+    if heads == 1 and dim_head != dim and not attn_kwargs.get("attn_project_out"):
+        raise ValueError(
+            f"a single attention head must be as wide as its stage, {dim}, got {dim_head}; use "
+            "more heads, or attn_kwargs with attn_project_out=True"
+        )
+
+
+def flatten_codes(codes: Int[Tensor, "b *n"]) -> Int[Tensor, "b n"]:
+    """Flatten the codes of a batch to a row a mesh.
+
+    Raises:
+        ValueError: no batch axis.
+    """
+    if codes.ndim < 2:
+        raise ValueError(
+            f"codes must have the shape (b, n) or (b, n, q), got {tuple(codes.shape)}; add a batch "
+            "axis with codes[None]"
+        )
+    return codes.flatten(start_dim=1).long()
+
+
+def check_length(codes: Int[Tensor, "b n"], max_seq_len: int) -> None:
+    """Check that the model has a position for each code, and for eos where it is appended.
+
+    Raises:
+        ValueError: too long.
+    """
+    if codes.shape[1] > max_seq_len:
+        raise ValueError(
+            f"codes must be at most max_seq_len = {max_seq_len} long (for logits, with the eos id "
+            f"that append_eos adds), got {codes.shape[1]}; build the transformer with a larger "
+            "max_seq_len, or leave out meshes with more faces"
+        )
 
 
 def check_codes(codes: Int[Tensor, "b n"], *, num_ids: int, pad_id: int, max_seq_len: int) -> None:
@@ -20,11 +77,7 @@ def check_codes(codes: Int[Tensor, "b n"], *, num_ids: int, pad_id: int, max_seq
         ValueError: too long, an id outside the vocabulary, or padding before the end of a row (on
             an accelerator the last two are assertions of the device).
     """
-    if codes.shape[1] > max_seq_len:
-        raise ValueError(
-            f"codes must be at most max_seq_len = {max_seq_len} long, got {codes.shape[1]}; build "
-            "the transformer with a larger max_seq_len, or leave out meshes with more faces"
-        )
+    check_length(codes, max_seq_len)
     check_code_ids(codes, num_ids, pad_id)
     is_pad = codes == pad_id
     after_pad = is_pad[:, :-1] & ~is_pad[:, 1:]
@@ -56,4 +109,29 @@ def check_rows_have_codes(codes: Int[Tensor, "b n"], pad_id: int) -> None:
         raise ValueError(
             f"each row must hold at least one code, got only padding in row "
             f"{int(empty.nonzero()[0])}; leave empty meshes out of the batch"
+        )
+
+
+def check_cache(cache: Any, *, can_cache: bool, is_guided: bool) -> None:
+    """Check that a cache can be used, and fits the call that it is passed to.
+
+    Args:
+        cache: the cache passed, None at the first call.
+        can_cache: whether the decoders are exact with a cache.
+        is_guided: whether the call predicts with and without text, and so needs two caches.
+
+    Raises:
+        ValueError: decoder options under which a cache is not exact; one cache instead of a pair,
+            or the reverse.
+    """
+    if not can_cache:
+        raise ValueError(
+            "a cache needs decoder options under which it is exact, got others in attn_kwargs "
+            "(transformer.layers.EXACT_WITH_CACHE lists them); call without cache and return_cache"
+        )
+    if cache is not None and isinstance(cache, tuple) != is_guided:
+        raise ValueError(
+            "cache must be a pair (with and without text) where cond_scale is not 1, and a single "
+            f"cache else, got {'a pair' if isinstance(cache, tuple) else 'a single cache'}; keep "
+            "cond_scale the same from call to call"
         )

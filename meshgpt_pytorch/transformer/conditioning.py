@@ -88,6 +88,11 @@ class TextConditioning(Module):
         text_mask: Tensor | Sequence[Tensor] | None,
     ) -> EncodedText | None:
         """Read the text in whichever form it came; its projection is differentiable."""
+        if text_mask is not None and text_embeds is None and text_encodings is None:
+            raise ValueError(
+                "text_mask tells which rows of text_embeds or text_encodings are tokens, got it "
+                "without either; leave it out"
+            )
         forms = {"texts": texts, "text_embeds": text_embeds, "text_encodings": text_encodings}
         given = [name for name, form in forms.items() if form is not None]
         if self.conditioner is None:
@@ -105,7 +110,13 @@ class TextConditioning(Module):
         if texts is not None:
             return self.conditioner.project(self.conditioner.encode(texts))
         if text_embeds is not None:
+            if text_mask is not None and not isinstance(text_mask, Tensor):
+                raise ValueError(
+                    "text_mask of text_embeds must be one tensor, got a sequence; text_embeds hold "
+                    "the tokens of all encoders, so concatenate their masks"
+                )
             return self.conditioner.read_embeds(text_embeds, text_mask)
+        assert text_encodings is not None, "one form of text was given"
         return self.conditioner.project(self.conditioner.read_encodings(text_encodings, text_mask))
 
     def _drop_text(self, text: EncodedText | None, cond_drop_prob: float | None) -> Any:

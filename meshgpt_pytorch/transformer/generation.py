@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import Module
 from tqdm.auto import tqdm
 from x_transformers.autoregressive_wrapper import top_k
 
@@ -17,8 +17,9 @@ from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces
 from meshgpt_pytorch.transformer.checks import check_codes
-from meshgpt_pytorch.transformer.conditioning import match_batch
+from meshgpt_pytorch.transformer.conditioning import TextConditioning, match_batch
 from meshgpt_pytorch.transformer.guidance import check_guidance, guided_logits
+from meshgpt_pytorch.transformer.network import TwoStageNetwork
 from meshgpt_pytorch.transformer.text import EncodedText
 from meshgpt_pytorch.typing import typecheck
 
@@ -40,33 +41,29 @@ class Sampling:
     generator: torch.Generator | None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < inf:
             raise ValueError(
-                f"temperature must be 0 or more, got {self.temperature}; 0 takes the likeliest code"
+                f"temperature must be 0 or more, and finite, got {self.temperature}; 0 takes the "
+                "likeliest code"
             )
 
     def draw(self, logits: Float[Tensor, "b c"]) -> Int[Tensor, " b"]:
         """Draw an id for each row."""
-        logits = self.filter_logits_fn(logits.float(), **self.filter_kwargs)
+        logits = self.filter_logits_fn(logits, **self.filter_kwargs)
         if self.temperature == 0:
             return logits.argmax(dim=-1)
+        # the highest logit is moved to 0, lest a low temperature make it infinite
+        logits = logits - logits.amax(dim=-1, keepdim=True)
         probabilities = (logits / self.temperature).softmax(dim=-1)
         return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
 
 
-class MeshGeneration(Module):
+class MeshGeneration(TwoStageNetwork, TextConditioning):
     """The sampling part of ``MeshTransformer``, which inherits it and predicts the logits."""
 
     autoencoder: MeshAutoencoder
-    num_codes_per_face: int
-    num_quantizers: int
-    codebook_size: int
-    max_seq_len: int
     eos_token_id: int
-    pad_id: int
     can_cache: bool
-    device: torch.device
-    _read_text: Callable[..., EncodedText | None]
     _logits: Callable[..., Any]
 
     @typecheck
@@ -89,8 +86,8 @@ class MeshGeneration(Module):
         text_encodings: Tensor | Sequence[Tensor] | None = None,
         text_mask: Tensor | Sequence[Tensor] | None = None,
         remove_parallel_component: bool = False,
-        keep_parallel_frac: float = 0.0,
-        rescale_phi: float = 0.0,
+        keep_parallel_frac: float | int = 0.0,
+        rescale_phi: float | int = 0.0,
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
@@ -154,7 +151,7 @@ class MeshGeneration(Module):
 
         autoencoder = self.autoencoder
         codes = codes.masked_fill(codes == self.pad_id, autoencoder.pad_id)
-        decoded = autoencoder.decode_from_codes_to_faces(codes)
+        decoded: Any = autoencoder.decode_from_codes_to_faces(codes)
         if face_coords_to_file is None:
             return decoded
         return [face_coords_to_file(coords[mask]) for coords, mask in zip(*decoded, strict=True)]
@@ -241,7 +238,7 @@ class MeshGeneration(Module):
                 self, type(self)._logits, inputs, caches=caches, **guidance
             )
             caches = new_caches if with_cache else caches
-            logits = logits[:, -1]
+            logits = logits[:, -1].float()
             if not can_end:
                 logits = exclude_id(logits, self.eos_token_id)
             drawn = sampling.draw(logits)

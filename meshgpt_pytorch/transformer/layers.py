@@ -69,7 +69,8 @@ class GateLoopBlock(Module):
             state = None if cache is None else cache[index]
             out, state = gateloop(x, cache=state, return_cache=True)
             new_cache.append(state)
-            x = x + out
+            # Heinsen's sum is in float32, whatever came in
+            x = x + out.to(x.dtype)
         return x, new_cache
 
 

@@ -18,22 +18,24 @@ from x_transformers import Decoder
 
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
-from meshgpt_pytorch.transformer.checks import check_codes, check_rows_have_codes
-from meshgpt_pytorch.transformer.conditioning import (
-    TextConditioning,
-    build_conditioner,
-    match_batch,
+from meshgpt_pytorch.transformer.checks import (
+    check_cache,
+    check_codes,
+    check_heads,
+    check_length,
+    check_pad_id,
+    check_rows_have_codes,
+    flatten_codes,
 )
+from meshgpt_pytorch.transformer.conditioning import build_conditioner, match_batch
 from meshgpt_pytorch.transformer.generation import MeshGeneration
 from meshgpt_pytorch.transformer.guidance import check_guidance, guided_logits
 from meshgpt_pytorch.transformer.layers import (
-    FiLM,
-    GateLoopBlock,
     as_pair,
     is_exact_with_cache,
     require_residual_streams,
 )
-from meshgpt_pytorch.transformer.network import TransformerCache, TwoStageNetwork
+from meshgpt_pytorch.transformer.network import TransformerCache
 from meshgpt_pytorch.transformer.text import EncodedText, TextEncoder
 from meshgpt_pytorch.typing import typecheck
 
@@ -55,7 +57,7 @@ class CachedLogits(NamedTuple):
     cache: TransformerCache | tuple[TransformerCache, TransformerCache]
 
 
-class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedModule):
+class MeshTransformer(MeshGeneration, SavedModule):
     """Model the codes of meshes, face by face and code by code.
 
     The autoencoder becomes a part of the model and is frozen: its parameters stop requiring
@@ -111,7 +113,7 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         attn_heads: int = 16,
         attn_kwargs: Mapping[str, Any] = ATTN_DEFAULTS,
         cross_attn_num_mem_kv: int = 4,
-        dropout: float = 0.0,
+        dropout: float | int = 0.0,
         coarse_pre_gateloop_depth: int = 2,
         coarse_post_gateloop_depth: int = 0,
         coarse_adaptive_rmsnorm: bool = False,
@@ -127,7 +129,7 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         text_cond_with_film: bool = False,
         text_condition_model_types: Sequence[str] = ("t5",),
         text_condition_model_kwargs: Sequence[Mapping[str, Any]] = (MappingProxyType({}),),
-        text_condition_cond_drop_prob: float = 0.25,
+        text_condition_cond_drop_prob: float | int = 0.25,
         quads: bool = False,
         text_encoder: TextEncoder | Sequence[TextEncoder] | None = None,
     ) -> None:
@@ -145,13 +147,15 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
                 text_condition_model_kwargs,
                 text_condition_cond_drop_prob,
             )
-        elif coarse_adaptive_rmsnorm or text_encoder is not None:
+        elif text_encoder is not None or any(
+            (coarse_adaptive_rmsnorm, fine_cross_attend_text, text_cond_with_film)
+        ):
             raise ValueError(
-                "coarse_adaptive_rmsnorm and text_encoder need a text, got condition_on_text="
-                "False; pass condition_on_text=True"
+                "coarse_adaptive_rmsnorm, fine_cross_attend_text, text_cond_with_film and "
+                "text_encoder need a text, got condition_on_text=False; pass condition_on_text=True"
             )
         self.coarse_adaptive_rmsnorm = coarse_adaptive_rmsnorm
-        self.fine_cross_attend_text = condition_on_text and fine_cross_attend_text
+        self.fine_cross_attend_text = fine_cross_attend_text
 
         dim, dim_fine = as_pair(dim)
         default_sos_tokens = 4 if condition_on_text else 1
@@ -163,9 +167,9 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
             (dim_fine, fine_pre_gateloop_depth),
             use_heinsen=gateloop_use_heinsen,
         )
-        self._build_film((dim, dim_fine) if condition_on_text and text_cond_with_film else None)
-
         dim_text = self.conditioner.dim_latent if self.conditioner is not None else None
+        self._build_film(dim_text if text_cond_with_film else None, dim, dim_fine)
+
         shared = {
             "attn_flash": flash_attn,
             "attn_dropout": dropout,
@@ -174,6 +178,10 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
             "cross_attn_num_mem_kv": cross_attn_num_mem_kv,
             **attn_kwargs,
         }
+        fine_attn_heads = attn_heads if fine_attn_heads is None else fine_attn_heads
+        fine_attn_dim_head = attn_dim_head if fine_attn_dim_head is None else fine_attn_dim_head
+        check_heads(dim, attn_heads, attn_dim_head, attn_kwargs)
+        check_heads(dim_fine, fine_attn_heads, fine_attn_dim_head, attn_kwargs)
         self.decoder = Decoder(
             dim=dim,
             depth=attn_depth,
@@ -187,15 +195,17 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         self.fine_decoder = Decoder(
             dim=dim_fine,
             depth=fine_attn_depth,
-            heads=attn_heads if fine_attn_heads is None else fine_attn_heads,
-            attn_dim_head=attn_dim_head if fine_attn_dim_head is None else fine_attn_dim_head,
+            heads=fine_attn_heads,
+            attn_dim_head=fine_attn_dim_head,
             cross_attend=self.fine_cross_attend_text,
             **shared,
         )
         self.to_logits = nn.Linear(dim_fine, self.codebook_size + 1)
+        # last, so that options that are refused leave the caller's autoencoder as it was
+        self.autoencoder.requires_grad_(False)
 
     def _adopt(self, autoencoder: MeshAutoencoder, *, quads: bool, pad_id: int) -> None:
-        """Take the autoencoder in, frozen, and read off it what the codes look like."""
+        """Take the autoencoder in, and read off it what the codes look like."""
         self.num_vertices_per_face = 4 if quads else 3
         if autoencoder.num_vertices_per_face != self.num_vertices_per_face:
             raise ValueError(
@@ -203,10 +213,11 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
                 f"and an autoencoder for {autoencoder.num_vertices_per_face} vertices a face; pass "
                 f"quads={not quads}"
             )
-        self.autoencoder = autoencoder.requires_grad_(False)
+        self.autoencoder = autoencoder
         self.codebook_size = autoencoder.codebook_size
         self.num_quantizers = autoencoder.num_quantizers
         self.eos_token_id = self.codebook_size
+        check_pad_id(pad_id, self.eos_token_id)
         self.pad_id = pad_id
 
     def _whole_faces(self, max_seq_len: int | None) -> int:
@@ -221,42 +232,6 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
             )
         return max_seq_len
 
-    def _build_embeddings(self, dim: int, dim_fine: int, num_sos_tokens: int) -> None:
-        if num_sos_tokens < 1:
-            raise ValueError(f"num_sos_tokens must be at least 1, got {num_sos_tokens}")
-        self.num_sos_tokens = num_sos_tokens
-        self.sos_token = nn.Parameter(torch.randn(num_sos_tokens, dim))
-        self.token_embed = nn.Embedding(self.codebook_size + 1, dim)
-        self.quantize_level_embed = nn.Parameter(torch.randn(self.num_quantizers, dim))
-        self.vertex_embed = nn.Parameter(torch.randn(self.num_vertices_per_face, dim))
-        self.abs_pos_emb = nn.Embedding(self.max_seq_len, dim)
-        self.to_face_tokens = nn.Sequential(
-            nn.Linear(self.num_codes_per_face * dim, dim), nn.LayerNorm(dim)
-        )
-        same = dim == dim_fine
-        self.maybe_project_coarse_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
-        self.maybe_project_tokens_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
-
-    def _build_gateloops(self, *sizes: tuple[int, int], use_heinsen: bool) -> None:
-        blocks = [
-            GateLoopBlock(dim, depth=depth, use_heinsen=use_heinsen) if depth > 0 else None
-            for dim, depth in sizes
-        ]
-        self.coarse_gateloop_block, self.coarse_post_gateloop_block = blocks[:2]
-        self.fine_gateloop_block = blocks[2]
-
-    def _build_film(self, dims: tuple[int, int] | None) -> None:
-        self.text_coarse_film_cond = self.text_fine_film_cond = None
-        if dims is not None and self.conditioner is not None:
-            dim_text = self.conditioner.dim_latent
-            self.text_coarse_film_cond = FiLM(dim_text, dims[0])
-            self.text_fine_film_cond = FiLM(dim_text, dims[1])
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the weights are on."""
-        return self.sos_token.device
-
     @typecheck
     def forward(
         self,
@@ -270,11 +245,11 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         return_cache: bool = False,
         append_eos: bool = True,
         texts: Sequence[str] | None = None,
-        text_embeds: Float[Tensor, "b n d"] | None = None,
+        text_embeds: Float[Tensor, "b_text t d"] | None = None,
         text_encodings: Tensor | Sequence[Tensor] | None = None,
         text_mask: Tensor | Sequence[Tensor] | None = None,
-        cond_drop_prob: float | None = None,
-        cond_scale: float = 1.0,
+        cond_drop_prob: float | int | None = None,
+        cond_scale: float | int = 1.0,
     ) -> Tensor | CachedLogits:
         """Model a batch of meshes, or of codes that were made before; return the loss.
 
@@ -322,15 +297,15 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         append_eos: bool = True,
         cache: TransformerCache | tuple[TransformerCache, TransformerCache] | None = None,
         texts: Sequence[str] | None = None,
-        text_embeds: Float[Tensor, "b t d"] | None = None,
-        cond_drop_prob: float | None = None,
+        text_embeds: Float[Tensor, "b_text t d"] | None = None,
+        cond_drop_prob: float | int | None = None,
         *,
         text_encodings: Tensor | Sequence[Tensor] | None = None,
         text_mask: Tensor | Sequence[Tensor] | None = None,
-        cond_scale: float = 1.0,
-        rescale_phi: float = 0.0,
+        cond_scale: float | int = 1.0,
+        rescale_phi: float | int = 0.0,
         remove_parallel_component: bool = False,
-        keep_parallel_frac: float = 0.0,
+        keep_parallel_frac: float | int = 0.0,
     ) -> Tensor | CachedLogits:
         """Model codes: return the loss, or the logits of each code and of the one after the last.
 
@@ -353,14 +328,14 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
             rescale_phi, remove_parallel_component, keep_parallel_frac: see ``guided_logits``.
 
         Returns:
-            the loss; or logits ``b (n + 1) codebook_size + 1``, the last id for eos, with the
-            cache if asked for.
+            the loss; or logits ``b (n + 1) codebook_size + 1``, the last id for eos (n counts the
+            eos id that is appended), with the cache if asked for.
 
         Raises:
             ValueError: codes too long, not of this autoencoder, or with padding inside; texts
                 missing, given twice, or of another batch size; guidance of a loss.
         """
-        codes = codes.flatten(start_dim=1).long()
+        codes = flatten_codes(codes)
         num_ids = self.codebook_size + (0 if append_eos else 1)
         check_codes(codes, num_ids=num_ids, pad_id=self.pad_id, max_seq_len=self.max_seq_len)
         check_guidance(self, cond_scale, rescale_phi, keep_parallel_frac)
@@ -374,27 +349,29 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
                 )
             return self._loss(codes, self._drop_text(text, cond_drop_prob), append_eos)
 
+        is_guided = text is not None and cond_scale != 1
+        if cache is not None or return_cache:
+            check_cache(cache, can_cache=self.can_cache, is_guided=is_guided)
         if append_eos:
             codes = append_id(codes, self.eos_token_id, self.pad_id)
-        inputs = {"codes": codes, "text": text, "with_cache": return_cache}
-        if text is None or cond_scale == 1:
-            logits, cache = self._logits(
-                **inputs,
-                cache=cache,
-                cond_drop_prob=0.0 if cond_drop_prob is None else cond_drop_prob,
+            check_length(codes, self.max_seq_len)
+        caches: Any = cache
+        if not is_guided:
+            logits, caches = self._logits(
+                codes, text, with_cache=return_cache, cond_drop_prob=cond_drop_prob, cache=caches
             )
         else:
-            logits, cache = guided_logits(
+            logits, caches = guided_logits(
                 self,
                 MeshTransformer._logits,
-                inputs,
+                {"codes": codes, "text": text, "with_cache": return_cache},
                 cond_scale=cond_scale,
                 rescale_phi=rescale_phi,
                 remove_parallel_component=remove_parallel_component,
                 keep_parallel_frac=keep_parallel_frac,
-                caches=(None, None) if cache is None else cache,
+                caches=caches or (None, None),
             )
-        return CachedLogits(logits, cache) if return_cache else logits
+        return CachedLogits(logits, caches) if return_cache else logits
 
     def _logits(
         self,
@@ -402,7 +379,7 @@ class MeshTransformer(TwoStageNetwork, TextConditioning, MeshGeneration, SavedMo
         text: EncodedText | None,
         *,
         with_cache: bool,
-        cond_drop_prob: float,
+        cond_drop_prob: float | None,
         cache: TransformerCache | None = None,
     ) -> tuple[Float[Tensor, "b n num_ids"], TransformerCache | None]:
         """Predict all codes, or those behind a cache one by one."""

@@ -46,6 +46,8 @@ class TwoStageNetwork(Module):
 
     num_vertices_per_face: int
     num_quantizers: int
+    codebook_size: int
+    max_seq_len: int
     num_sos_tokens: int
     pad_id: int
     coarse_adaptive_rmsnorm: bool
@@ -67,6 +69,41 @@ class TwoStageNetwork(Module):
     decoder: Decoder
     fine_decoder: Decoder
     to_logits: nn.Linear
+
+    def _build_embeddings(self, dim: int, dim_fine: int, num_sos_tokens: int) -> None:
+        if num_sos_tokens < 1:
+            raise ValueError(f"num_sos_tokens must be at least 1, got {num_sos_tokens}")
+        self.num_sos_tokens = num_sos_tokens
+        self.sos_token = nn.Parameter(torch.randn(num_sos_tokens, dim))
+        self.token_embed = nn.Embedding(self.codebook_size + 1, dim)
+        self.quantize_level_embed = nn.Parameter(torch.randn(self.num_quantizers, dim))
+        self.vertex_embed = nn.Parameter(torch.randn(self.num_vertices_per_face, dim))
+        self.abs_pos_emb = nn.Embedding(self.max_seq_len, dim)
+        self.to_face_tokens = nn.Sequential(
+            nn.Linear(self.num_codes_per_face * dim, dim), nn.LayerNorm(dim)
+        )
+        same = dim == dim_fine
+        self.maybe_project_coarse_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
+        self.maybe_project_tokens_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
+
+    def _build_gateloops(self, *sizes: tuple[int, int], use_heinsen: bool) -> None:
+        blocks = [
+            GateLoopBlock(dim, depth=depth, use_heinsen=use_heinsen) if depth > 0 else None
+            for dim, depth in sizes
+        ]
+        self.coarse_gateloop_block, self.coarse_post_gateloop_block = blocks[:2]
+        self.fine_gateloop_block = blocks[2]
+
+    def _build_film(self, dim_text: int | None, dim: int, dim_fine: int) -> None:
+        self.text_coarse_film_cond = self.text_fine_film_cond = None
+        if dim_text is not None:
+            self.text_coarse_film_cond = FiLM(dim_text, dim)
+            self.text_fine_film_cond = FiLM(dim_text, dim_fine)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the weights are on."""
+        return self.sos_token.device
 
     @property
     def num_codes_per_face(self) -> int:

@@ -1,0 +1,285 @@
+"""Cached = uncached = teacher-forced: a code at a time predicts what a pass over all codes does."""
+
+import inspect
+
+import pytest
+import torch
+from x_transformers import Decoder
+from x_transformers.x_transformers import Attention, FeedForward
+
+from meshgpt_pytorch.transformer.layers import EXACT_WITH_CACHE
+from tests.transformer.models import (
+    TEXTS,
+    EndRowsAfter,
+    end_early,
+    logits_of,
+    make_text_transformer,
+    make_transformer,
+    prefixes,
+    random_codes,
+)
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+NUM_FACES = 8.5
+GATELOOPS_OFF = {"coarse_pre_gateloop_depth": 0, "fine_pre_gateloop_depth": 0}
+
+MODEL_OPTIONS = {
+    "default": {},
+    "quads": {"quads": True},
+    "1 quantizer": {"num_quantizers": 1},
+    "3 quantizers": {"num_quantizers": 3},
+    "4 quantizers": {"num_quantizers": 4},
+    "quads, 4 quantizers": {"quads": True, "num_quantizers": 4},
+    "no gate loops": GATELOOPS_OFF,
+    "coarse pre gate loop alone": GATELOOPS_OFF | {"coarse_pre_gateloop_depth": 2},
+    "coarse post gate loop alone": GATELOOPS_OFF | {"coarse_post_gateloop_depth": 2},
+    "fine pre gate loop alone": GATELOOPS_OFF | {"fine_pre_gateloop_depth": 2},
+    "all gate loops, heinsen": {"coarse_post_gateloop_depth": 1, "gateloop_use_heinsen": True},
+    "3 sos tokens": {"num_sos_tokens": 3},
+    "3 sos tokens, post gate loop": {"num_sos_tokens": 3, "coarse_post_gateloop_depth": 1},
+    "wider coarse stage": {"dim": (24, 16)},
+    "wider fine stage": {"dim": (16, 24), "fine_attn_depth": 2},
+    "other heads in the fine stage": {"fine_attn_dim_head": 4, "fine_attn_heads": 3},
+    "no flash": {"flash_attn": False},
+    "no attention": {"attn_depth": 0, "fine_attn_depth": 0},
+}
+
+# between them, these hold each option that is said to be exact, with a value that matters
+ATTN_OPTIONS = {
+    "none": {},
+    "rotary": {"rotary_pos_emb": True},
+    "alibi": {"alibi_pos_bias": True, "alibi_num_heads": 1},
+    "sandwich norm": {"sandwich_norm": True, "use_rmsnorm": True},
+    "post norm": {"pre_norm": False},
+    "simple rmsnorm": {"use_simple_rmsnorm": True},
+    "scalenorm": {"use_scalenorm": True, "ff_swish": True, "ff_glu": True},
+    "qk norm": {"attn_qk_norm": True},
+    "qk norm, scaled": {
+        "attn_qk_norm": True,
+        "attn_qk_norm_dim_scale": True,
+        "attn_num_mem_kv": 2,
+    },
+    "kv heads": {"attn_kv_heads": 1},
+    "one kv head": {"attn_one_kv_head": True, "ff_relu_squared": True},
+    "value residual": {"add_value_residual": True, "learned_value_residual_mix": False},
+    "feed forward": {"ff_mult": 2, "ff_no_bias": True},
+    "no flash": {"attn_flash": False, "layer_dropout": 0.5},
+    "one stream": {"num_residual_streams": 1},
+}
+
+TEXT_OPTIONS = {
+    "default": {},
+    "film": {"text_cond_with_film": True},
+    "adaptive rmsnorm": {"coarse_adaptive_rmsnorm": True},
+    "fine cross attention": {"fine_cross_attend_text": True},
+    "all, unequal widths, quads": {
+        "text_cond_with_film": True,
+        "coarse_adaptive_rmsnorm": True,
+        "fine_cross_attend_text": True,
+        "coarse_post_gateloop_depth": 1,
+        "dim": (24, 16),
+        "quads": True,
+    },
+    "all, no memory": {
+        "text_cond_with_film": True,
+        "coarse_adaptive_rmsnorm": True,
+        "fine_cross_attend_text": True,
+        "cross_attn_num_mem_kv": 0,
+        "num_sos_tokens": 1,
+        "attn_kwargs": {},
+    },
+}
+
+GUIDANCE = {
+    "not guided": {},
+    "guided": {"cond_scale": 3.0},
+    "guided across": {"cond_scale": 3.0, "remove_parallel_component": True, "rescale_phi": 0.6},
+}
+
+
+def parametrize(name, cases):
+    return pytest.mark.parametrize(
+        name, [pytest.param(case, id=key) for key, case in cases.items()]
+    )
+
+
+@torch.no_grad()
+def assert_cached_equals_parallel(model, *, start=0, **inputs):
+    """Rows that end early go on with padding, as in generation; their logits count before it."""
+    codes = end_early(model, random_codes(model, NUM_FACES))
+    parallel = logits_of(model, codes, **inputs)
+    exists = torch.nn.functional.pad(codes != model.pad_id, (1, 0), value=True)
+    cache = None
+    for prefix in prefixes(codes, start):
+        cached, cache = logits_of(model, prefix, return_cache=True, cache=cache, **inputs)
+        position = prefix.shape[1]
+        counts = exists[:, position]
+        torch.testing.assert_close(cached[:, -1][counts], parallel[:, position][counts], **CLOSE)
+
+
+@parametrize("options", MODEL_OPTIONS)
+def test_cached_logits_equal_those_of_one_pass(options):
+    assert_cached_equals_parallel(make_transformer(**options))
+
+
+@parametrize("attn_kwargs", ATTN_OPTIONS)
+def test_cached_logits_equal_those_of_one_pass_for_options_of_the_decoder(attn_kwargs):
+    assert_cached_equals_parallel(make_transformer(attn_kwargs=attn_kwargs, num_sos_tokens=2))
+
+
+@parametrize("guidance", GUIDANCE)
+@parametrize("options", TEXT_OPTIONS)
+def test_cached_logits_equal_those_of_one_pass_with_text(options, guidance):
+    model = make_text_transformer(**options)
+    assert_cached_equals_parallel(model, texts=TEXTS, **guidance)
+
+
+@pytest.mark.parametrize("num_residual_streams", [2, 4])
+def test_cached_logits_equal_those_of_one_pass_with_residual_streams(num_residual_streams):
+    # the installed x-transformers may mix streams wrongly, but it does so at each position alone
+    model = make_transformer()
+    for name in ("decoder", "fine_decoder"):
+        streams = Decoder(
+            dim=16,
+            depth=2,
+            heads=2,
+            attn_dim_head=8,
+            num_residual_streams=num_residual_streams,
+            add_value_residual=True,
+        )
+        setattr(model, name, streams.eval())
+    assert_cached_equals_parallel(model)
+
+
+@torch.no_grad()
+@parametrize("options", {"triangles": {}, "quads": {"quads": True, "num_quantizers": 1}})
+def test_one_pass_equals_a_pass_for_each_prefix(options):
+    model = make_transformer(coarse_post_gateloop_depth=1, **options)
+    codes = random_codes(model, NUM_FACES)
+    whole = logits_of(model, codes)
+    for prefix in prefixes(codes):
+        length = prefix.shape[1] + 1
+        torch.testing.assert_close(logits_of(model, prefix), whole[:, :length], **CLOSE)
+
+
+@torch.no_grad()
+@parametrize("options", {"triangles": {}, "wider coarse stage": {"dim": (24, 16)}})
+def test_a_cache_may_start_anywhere_and_take_several_codes(options):
+    model = make_transformer(coarse_post_gateloop_depth=1, **options)
+    codes = random_codes(model, 4.5, batch=2)
+    whole = logits_of(model, codes)
+    for prefix in prefixes(codes[:, :-1]):
+        start = prefix.shape[1]
+        first, cache = logits_of(model, prefix, return_cache=True)
+        rest, _ = logits_of(model, codes, return_cache=True, cache=cache)
+        torch.testing.assert_close(torch.cat((first, rest), dim=1), whole, **CLOSE)
+        assert rest.shape[1] == codes.shape[1] - start
+
+
+@torch.no_grad()
+def test_a_cache_is_not_changed_by_its_use():
+    model = make_transformer(coarse_post_gateloop_depth=1)
+    codes = random_codes(model, 3)
+    _, cache = logits_of(model, codes[:, :8], return_cache=True)
+    once, _ = logits_of(model, codes, return_cache=True, cache=cache)
+    again, _ = logits_of(model, codes, return_cache=True, cache=cache)
+    assert cache.num_codes == 8
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+
+
+def generate(model, *, cache_kv, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    options = {"batch_size": 3, "max_seq_len": 9 * model.num_codes_per_face, **options}
+    return model.generate(
+        generator=generator, cache_kv=cache_kv, return_codes=True, progress=False, **options
+    )
+
+
+@parametrize("options", MODEL_OPTIONS)
+def test_cached_and_uncached_generation_draw_the_same_codes(options):
+    model = make_transformer(**options)
+    num_faces = [3, 8, 1]
+    drawn = [
+        generate(model, cache_kv=kv, filter_logits_fn=EndRowsAfter(model, num_faces))
+        for kv in (True, False)
+    ]
+    assert torch.equal(*drawn)
+    lengths = (drawn[0][..., 0] != model.pad_id).sum(dim=1) // model.num_vertices_per_face
+    assert lengths.tolist() == num_faces
+
+
+@parametrize("guidance", GUIDANCE)
+def test_cached_and_uncached_generation_with_text_draw_the_same_codes(guidance):
+    model = make_text_transformer(**TEXT_OPTIONS["all, no memory"])
+    drawn = [generate(model, cache_kv=kv, texts=TEXTS, **guidance) for kv in (True, False)]
+    assert torch.equal(*drawn)
+
+
+@parametrize("start", {str(start): start for start in (1, 5, 6, 7, 12, 17, 18)})
+def test_cached_generation_from_a_prompt_draws_the_same_codes(start):
+    model = make_transformer(coarse_post_gateloop_depth=1)
+    prompt = random_codes(model, 4)[:, :start]
+    cached = generate(model, cache_kv=True, prompt=prompt)
+    assert torch.equal(cached, generate(model, cache_kv=False, prompt=prompt))
+    assert torch.equal(cached.flatten(1)[:, :start], prompt)
+
+
+# which options of the decoder are exact
+
+
+def test_each_exact_option_is_an_option_of_the_decoder_and_tested_here():
+    assert set().union(*ATTN_OPTIONS.values()) == EXACT_WITH_CACHE
+    parts = {"attn_": Attention, "ff_": FeedForward}
+    for name in EXACT_WITH_CACHE:
+        prefix = next((prefix for prefix in parts if name.startswith(prefix)), "")
+        part = parts.get(prefix, Decoder.__mro__[1])
+        assert name.removeprefix(prefix) in inspect.signature(part).parameters, name
+
+
+@torch.no_grad()
+def test_a_decoder_that_is_not_exact_with_a_cache_is_run_without():
+    model = make_transformer(attn_kwargs={"shift_tokens": 1})
+    assert not model.can_cache
+    codes = generate(model, cache_kv=True)
+    assert torch.equal(codes, generate(model, cache_kv=False))
+    with pytest.raises(ValueError, match="a cache needs decoder options under which it is exact"):
+        logits_of(model, random_codes(model, 2), return_cache=True)
+
+    # the option belongs to those that are not exact: steps over a cache do differ
+    model.can_cache = True
+    with pytest.raises(AssertionError, match="not close"):
+        assert_cached_equals_parallel(model)
+
+
+# errors
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    return make_text_transformer()
+
+
+def test_a_cache_must_fit_the_guidance(text_model):
+    codes = random_codes(text_model, 2)
+    _, single = logits_of(text_model, codes[:, :3], return_cache=True, texts=TEXTS)
+    _, pair = logits_of(text_model, codes[:, :3], return_cache=True, texts=TEXTS, cond_scale=2)
+    with pytest.raises(ValueError, match=r"cache must be a pair .* got a single cache"):
+        logits_of(text_model, codes, return_cache=True, texts=TEXTS, cache=single, cond_scale=2.0)
+    with pytest.raises(ValueError, match="and a single cache else, got a pair"):
+        logits_of(text_model, codes, return_cache=True, texts=TEXTS, cache=pair)
+
+
+def test_codes_must_go_on_behind_the_cache(text_model):
+    codes = random_codes(text_model, 2)
+    _, cache = logits_of(text_model, codes, return_cache=True, texts=TEXTS)
+    for seen in (codes, codes[:, :4]):
+        with pytest.raises(ValueError, match="codes must go on behind the 12"):
+            logits_of(text_model, seen, return_cache=True, texts=TEXTS, cache=cache)
+
+
+def test_a_loss_takes_no_cache(text_model):
+    codes = random_codes(text_model, 2)
+    _, cache = logits_of(text_model, codes, return_cache=True, texts=TEXTS)
+    for wrong in ({"cache": cache}, {"return_cache": True}, {"cond_scale": 2.0}):
+        with pytest.raises(ValueError, match="a loss takes neither guidance nor a cache"):
+            text_model(codes=codes, texts=TEXTS, **wrong)
