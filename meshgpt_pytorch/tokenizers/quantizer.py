@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
+from meshgpt_pytorch.tokenizers.lookup_free import factorize_entropy
 from meshgpt_pytorch.typing import typecheck
 
 RQ_DEFAULTS: Mapping[str, Any] = MappingProxyType(
@@ -99,7 +100,7 @@ def build_quantizer(
             f"{codebook_size}; use {nearest}, or use_residual_lfq=False for a learned codebook of "
             "any size"
         )
-    return ResidualLFQ(
+    quantizer = ResidualLFQ(
         dim=dim,
         num_quantizers=num_quantizers,
         codebook_size=codebook_size,
@@ -107,6 +108,7 @@ def build_quantizer(
         **rlfq_kwargs,
         **rq_kwargs,
     )
+    return factorize_entropy(quantizer)
 
 
 @typecheck
