@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from x_transformers import Decoder
@@ -402,12 +401,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
     ) -> Float[Tensor, ""]:
         check_rows_have_codes(codes, self.pad_id)
         labels = append_id(codes, self.eos_token_id, self.pad_id) if append_eos else codes
-        logits, _ = self._predict_all(labels[:, :-1], text)
-        return F.cross_entropy(
-            rearrange(logits, "b n c -> (b n) c").float(),
-            rearrange(labels, "b n -> (b n)"),
-            ignore_index=self.pad_id,
-        )
+        return self._loss_of_all(labels, text)
 
 
 def append_id(codes: Int[Tensor, "b n"], new_id: int, pad_id: int) -> Int[Tensor, "b n_plus_one"]:

@@ -8,6 +8,7 @@ two stages; MeshGPT section 3.2 for the sequence.)
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from x_transformers import Decoder
 from x_transformers.x_transformers import LayerIntermediates
 
 from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
+from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
 
 
@@ -114,18 +116,60 @@ class TwoStageNetwork(Module):
         self, codes: Int[Tensor, "b n"], text: EncodedText | None, *, with_cache: bool = False
     ) -> tuple[Float[Tensor, "b n_plus_one num_ids"], TransformerCache | None]:
         """Predict each code of a sequence, and the one after it, in one pass."""
+        pooled = None if text is None else masked_mean(*text)
+        tokens, fine, caches = self._read_all(codes, text, pooled)
+        by_face = self._split_faces(fine)
+        attended, _ = self._run_fine(by_face, text, pooled)
+        attended = rearrange(attended, "(b nf) n d -> b (nf n) d", b=len(codes))
+        logits = self.to_logits(attended[:, : fine.shape[1]])
+        if not with_cache:
+            return logits, None
+
+        num_codes = codes.shape[1]
+        complete = num_codes // self.num_codes_per_face * self.num_codes_per_face
+        _, fine_cache = self._run_fine(fine[:, complete:], text, pooled)
+        cache = TransformerCache(num_codes, tokens[:, complete:], fine=fine_cache, **caches)
+        return logits, cache
+
+    def _loss_of_all(
+        self, labels: Int[Tensor, "b n"], text: EncodedText | None
+    ) -> Float[Tensor, ""]:
+        """Compute the cross entropy of a sequence; faces of padding alone cost nothing."""
+        pooled = None if text is None else masked_mean(*text)
+        _, fine, _ = self._read_all(labels[:, :-1], text, pooled)
+        by_face = self._split_faces(fine)
+        per_face = self.num_codes_per_face
+        labels = F.pad(labels, (0, -labels.shape[1] % per_face), value=self.pad_id)
+        labels = rearrange(labels, "b (nf n) -> b nf n", n=per_face)
+        row, face = (labels != self.pad_id).any(dim=-1).nonzero(as_tuple=True)
+        labels = labels[row, face]
+        by_face = rearrange(by_face, "(b nf) n d -> b nf n d", b=len(fine))[row, face]
+        attended, _ = self._run_fine(by_face, text, pooled, row=row)
+        return linear_cross_entropy(
+            rearrange(attended, "faces n d -> (faces n) d"),
+            self.to_logits.weight,
+            self.to_logits.bias,
+            rearrange(labels, "faces n -> (faces n)"),
+            ignore_index=self.pad_id,
+        )
+
+    def _read_all(
+        self,
+        codes: Int[Tensor, "b n"],
+        text: EncodedText | None,
+        pooled: Float[Tensor, "b d_text"] | None,
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n_plus_one d_fine"], dict[str, Any]]:
+        """Embed a sequence, run its coarse stage, and lay out what the fine stage reads."""
         per_face = self.num_codes_per_face
         batch, num_codes = codes.shape
         num_faces, in_face = divmod(num_codes, per_face)
-        pooled = None if text is None else masked_mean(*text)
-
         tokens = self._embed_codes(codes)
         face_tokens = rearrange(
             tokens[:, : num_faces * per_face], "b (nf n) d -> b nf (n d)", n=per_face
         )
         sos = repeat(self.sos_token, "n d -> b n d", b=batch)
         coarse = torch.cat((sos, self.to_face_tokens(face_tokens)), dim=1)
-        context, coarse_caches = self._run_coarse(coarse, text, pooled)
+        context, caches = self._run_coarse(coarse, text, pooled)
 
         # each face begins with what the coarse stage knows; its last code begins the next face
         context = context[:, self.num_sos_tokens - 1 :]
@@ -134,24 +178,16 @@ class TwoStageNetwork(Module):
         fine_tokens = rearrange(fine_tokens, "b (nf n) d -> b nf n d", n=per_face)
         fine = torch.cat((rearrange(context, "b nf d -> b nf 1 d"), fine_tokens[:, :, :-1]), dim=2)
         fine = rearrange(fine, "b nf n d -> b (nf n) d")[:, : num_codes + 1]
-        fine_gateloop = None
+        caches["fine_gateloop"] = None
         if self.fine_gateloop_block is not None:
-            fine, fine_gateloop = self.fine_gateloop_block(fine)
+            fine, caches["fine_gateloop"] = self.fine_gateloop_block(fine)
+        return tokens, fine, caches
 
-        by_face = F.pad(fine, (0, 0, 0, per_face - in_face - 1))
-        by_face = rearrange(by_face, "b (nf n) d -> (b nf) n d", n=per_face)
-        attended, _ = self._run_fine(by_face, text, pooled)
-        attended = rearrange(attended, "(b nf) n d -> b (nf n) d", b=batch)[:, : num_codes + 1]
-        logits = self.to_logits(attended)
-        if not with_cache:
-            return logits, None
-
-        _, fine_cache = self._run_fine(fine[:, num_faces * per_face :], text, pooled)
-        face_codes = tokens[:, num_faces * per_face :]
-        cache = TransformerCache(
-            num_codes, face_codes, fine=fine_cache, fine_gateloop=fine_gateloop, **coarse_caches
-        )
-        return logits, cache
+    def _split_faces(self, fine: Float[Tensor, "b n d"]) -> Float[Tensor, "b_nf n_face d"]:
+        """Make each face a row of its own; the last may be filled up."""
+        per_face = self.num_codes_per_face
+        filled = F.pad(fine, (0, 0, 0, -fine.shape[1] % per_face))
+        return rearrange(filled, "b (nf n) d -> (b nf) n d", n=per_face)
 
     def _predict_next(
         self, code: Int[Tensor, "b 1"], text: EncodedText | None, cache: TransformerCache
@@ -232,21 +268,26 @@ class TwoStageNetwork(Module):
 
     def _run_fine(
         self,
-        tokens: Float[Tensor, "b_nf n d_fine"],
+        tokens: Float[Tensor, "faces n d_fine"],
         text: EncodedText | None,
         pooled: Float[Tensor, "b d_text"] | None,
         cache: LayerIntermediates | None = None,
-    ) -> tuple[Float[Tensor, "b_nf n d_fine"], LayerIntermediates]:
-        """Run faces, or the next token of one face a row, through the fine stage."""
+        *,
+        row: Int[Tensor, " faces"] | None = None,
+    ) -> tuple[Float[Tensor, "faces n d_fine"], LayerIntermediates]:
+        """Run faces, or the next token of one face a mesh, through the fine stage.
+
+        Each face belongs to the mesh in ``row``; without it, all meshes have as many faces.
+        """
         context = context_mask = None
         if text is not None:
-            num_faces = len(tokens) // len(text.mask)
-            if self.text_fine_film_cond is not None:
-                condition = repeat(pooled, "b d -> (b nf) d", nf=num_faces)
-                tokens = self.text_fine_film_cond(tokens, condition)
+            if row is None:
+                mesh = torch.arange(len(text.mask), device=tokens.device)
+                row = repeat(mesh, "b -> (b nf)", nf=len(tokens) // len(mesh))
+            if self.text_fine_film_cond is not None and pooled is not None:
+                tokens = self.text_fine_film_cond(tokens, pooled[row])
             if self.fine_cross_attend_text:
-                context = repeat(text.embeddings, "b n d -> (b nf) n d", nf=num_faces)
-                context_mask = repeat(text.mask, "b n -> (b nf) n", nf=num_faces)
+                context, context_mask = text.embeddings[row], text.mask[row]
         return self.fine_decoder(
             tokens, cache=cache, return_hiddens=True, context=context, context_mask=context_mask
         )
