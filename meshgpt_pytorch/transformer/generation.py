@@ -17,9 +17,9 @@ from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces
 from meshgpt_pytorch.transformer.checks import check_codes
-from meshgpt_pytorch.transformer.conditioning import TextConditioning, match_batch
-from meshgpt_pytorch.transformer.guidance import check_guidance, guided_logits
-from meshgpt_pytorch.transformer.network import TwoStageNetwork
+from meshgpt_pytorch.transformer.conditioning import match_batch
+from meshgpt_pytorch.transformer.guidance import check_guidance
+from meshgpt_pytorch.transformer.prediction import CodeModel, choose_predictor
 from meshgpt_pytorch.transformer.text import EncodedText
 from meshgpt_pytorch.typing import typecheck
 
@@ -58,13 +58,11 @@ class Sampling:
         return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
 
 
-class MeshGeneration(TwoStageNetwork, TextConditioning):
+class MeshGeneration(CodeModel):
     """The sampling part of ``MeshTransformer``, which inherits it and predicts the logits."""
 
     autoencoder: MeshAutoencoder
     eos_token_id: int
-    can_cache: bool
-    _logits: Callable[..., Any]
 
     @typecheck
     @torch.no_grad()
@@ -143,7 +141,7 @@ class MeshGeneration(TwoStageNetwork, TextConditioning):
                 limit,
                 sampling,
                 guidance,
-                with_cache=cache_kv and self.can_cache,
+                with_cache=cache_kv,
                 progress=progress,
             )
         if return_codes:
@@ -227,26 +225,28 @@ class MeshGeneration(TwoStageNetwork, TextConditioning):
         codes = start.new_full((batch, limit), self.pad_id)
         codes[:, :length] = start
         ended = torch.zeros(batch, dtype=torch.bool, device=start.device)
-        caches: Any = (None, None)
+        # meshes that are still predicted; those that have ended are left out by and by
+        rows = torch.arange(batch, device=start.device)
+        predictor = choose_predictor(self, text, guidance, with_cache=with_cache)
         bar = tqdm(
             range(length, limit), desc="generate", unit="code", disable=not progress, leave=False
         )
         for position in bar:
             can_end = position > 0 and position % self.num_codes_per_face == 0
-            inputs = {"codes": codes[:, :position], "text": text, "with_cache": with_cache}
-            logits, new_caches = guided_logits(
-                self, type(self)._logits, inputs, caches=caches, **guidance
-            )
-            caches = new_caches if with_cache else caches
-            logits = logits[:, -1].float()
+            logits = predictor.predict(codes[rows, :position]).float()
+            if len(rows) < batch:
+                logits = logits.new_zeros(batch, logits.shape[1]).index_copy(0, rows, logits)
             if not can_end:
                 logits = exclude_id(logits, self.eos_token_id)
             drawn = sampling.draw(logits)
             # eos can only be drawn where a face ends, so rows need looking at there alone
             if can_end:
                 ended |= drawn == self.eos_token_id
-                if bool(ended.all()):
+                left = (~ended[rows]).nonzero()[:, 0]
+                if len(left) == 0:
                     return codes[:, :position]
+                if len(left) <= len(rows) // 2 and predictor.select(left):
+                    rows = rows[left]
             codes[:, position] = drawn.masked_fill(ended, self.pad_id)
         return codes
 
