@@ -48,13 +48,23 @@ def check_mesh_shapes(vertices: Tensor, faces: Tensor, *, num_vertices_per_face:
         num_vertices_per_face: 3 for triangles, 4 for quads.
 
     Raises:
-        ValueError: a tensor has another shape; the message names the remedy.
+        ValueError: not tensors, or of another dtype or shape; the message names the remedy.
     """
+    for name, tensor in (("vertices", vertices), ("faces", faces)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, got a {type(tensor).__name__}; convert with "
+                f"torch.as_tensor({name})"
+            )
     vertices_shape, faces_shape = (*vertices.shape,), (*faces.shape,)
     if faces.is_floating_point() and not vertices.is_floating_point():
         raise ValueError(
             f"vertices must be floats and faces integers, got {vertices.dtype} and {faces.dtype}; "
             "the two arguments look swapped"
+        )
+    if not vertices.is_floating_point():
+        raise ValueError(
+            f"vertices must be floats, got {vertices.dtype}; convert with vertices.float()"
         )
     for name, tensor, axes in (("vertices", vertices, "nv, 3"), ("faces", faces, "nf, nvf")):
         if tensor.ndim != 3:
@@ -64,6 +74,10 @@ def check_mesh_shapes(vertices: Tensor, faces: Tensor, *, num_vertices_per_face:
             )
     if vertices_shape[-1] != 3:
         raise ValueError(f"vertices must have 3 coordinates each, got shape {vertices_shape}")
+    if vertices_shape[0] == 0:
+        raise ValueError(
+            f"a batch must hold at least one mesh, got vertices of shape {vertices_shape}"
+        )
     if vertices_shape[0] != faces_shape[0]:
         raise ValueError(
             "vertices and faces must have the same batch size, "
@@ -104,7 +118,7 @@ def check_mesh_batch(
     Warns:
         UserWarning: vertices outside the range, which discretising clamps to its ends.
     """
-    if faces.is_floating_point():
+    if faces.is_floating_point() or faces.dtype == torch.bool:
         raise ValueError(f"faces must be integers, got {faces.dtype}; convert with faces.long()")
     if vertices.shape[1] == 0 or faces.shape[1] == 0:
         raise ValueError(

@@ -25,6 +25,7 @@ from meshgpt_pytorch.mesh import (
     derive_face_edges_from_faces,
 )
 from meshgpt_pytorch.modes import evaluating
+from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.decoder import FaceDecoder
 from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
@@ -54,7 +55,10 @@ DECODER_DIMS = (*(128,) * 4, *(192,) * 4, *(256,) * 6, *(384,) * 3)
 
 
 def check_options(
-    coor_continuous_range: Sequence[float], use_residual_lfq: bool, checkpoint_quantizer: bool
+    coor_continuous_range: Sequence[float | int],
+    use_residual_lfq: bool,
+    checkpoint_quantizer: bool,
+    pad_id: int,
 ) -> None:
     """Refuse options that do not go together, see ``MeshAutoencoder``."""
     if checkpoint_quantizer and not use_residual_lfq:
@@ -67,6 +71,8 @@ def check_options(
             f"coor_continuous_range must be (low, high), got {tuple(coor_continuous_range)}; "
             "the usual range is (-1., 1.)"
         )
+    if pad_id >= 0:
+        raise ValueError(f"pad_id must be below 0, where no vertex is, got {pad_id}; use -1")
 
 
 class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
@@ -117,7 +123,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
     def __init__(
         self,
         num_discrete_coors: int = 128,
-        coor_continuous_range: Sequence[float] = (-1.0, 1.0),
+        coor_continuous_range: Sequence[float | int] = (-1.0, 1.0),
         dim_coor_embed: int = 64,
         num_discrete_area: int = 128,
         dim_area_embed: int = 16,
@@ -137,8 +143,8 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         rlfq_kwargs: Mapping[str, Any] = RLFQ_DEFAULTS,
         rvq_stochastic_sample_codes: bool = True,
         sageconv_kwargs: Mapping[str, Any] = SAGECONV_DEFAULTS,
-        commit_loss_weight: float = 0.1,
-        bin_smooth_blur_sigma: float = 0.4,
+        commit_loss_weight: float | int = 0.1,
+        bin_smooth_blur_sigma: float | int = 0.4,
         attn_encoder_depth: int = 0,
         attn_decoder_depth: int = 0,
         local_attn_kwargs: Mapping[str, Any] = LOCAL_ATTN_DEFAULTS,
@@ -147,17 +153,32 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         use_linear_attn: bool = True,
         pad_id: int = -1,
         flash_attn: bool = True,
-        attn_dropout: float = 0.0,
-        ff_dropout: float = 0.0,
-        resnet_dropout: float = 0.0,
+        attn_dropout: float | int = 0.0,
+        ff_dropout: float | int = 0.0,
+        resnet_dropout: float | int = 0.0,
         checkpoint_quantizer: bool = False,
         quads: bool = False,
     ) -> None:
         super().__init__()
-        check_options(coor_continuous_range, use_residual_lfq, checkpoint_quantizer)
+        check_options(coor_continuous_range, use_residual_lfq, checkpoint_quantizer, pad_id)
+        check_is_positive(
+            num_discrete_coors=num_discrete_coors,
+            num_discrete_area=num_discrete_area,
+            num_discrete_normals=num_discrete_normals,
+            num_discrete_angle=num_discrete_angle,
+            encoder_dims_through_depth=encoder_dims_through_depth,
+            decoder_dims_through_depth=decoder_dims_through_depth,
+            dim_codebook=dim_codebook,
+            num_quantizers=num_quantizers,
+            codebook_size=codebook_size,
+            local_attn_window_size=local_attn_window_size,
+        )
         self.num_vertices_per_face = nvf = 4 if quads else 3
         self.num_discrete_coors = num_discrete_coors
-        self.coor_continuous_range = (coor_continuous_range[0], coor_continuous_range[1])
+        self.coor_continuous_range = (
+            float(coor_continuous_range[0]),
+            float(coor_continuous_range[1]),
+        )
         self.pad_id = pad_id
         self.codebook_size = codebook_size
         self.num_quantizers = num_quantizers
@@ -293,7 +314,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         return_loss_breakdown: bool = False,
         return_recon_faces: bool = False,
         only_return_recon_faces: bool = False,
-        rvq_sample_codebook_temp: float = 1.0,
+        rvq_sample_codebook_temp: float | int = 1.0,
         skip_quantizer: bool = False,
     ) -> Tensor | LossOutput | ReconOutput | ReconLossOutput:
         """Reconstruct a batch of meshes and return its loss.

@@ -13,7 +13,7 @@ from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
 from meshgpt_pytorch.mesh import undiscretize
 from meshgpt_pytorch.modes import evaluating
-from meshgpt_pytorch.tokenizers.checks import check_code_ids
+from meshgpt_pytorch.tokenizers.checks import check_code_ids, flatten_codes
 from meshgpt_pytorch.tokenizers.layers import (
     ResnetBlock,
     init_decoder_conv,
@@ -104,7 +104,7 @@ class FaceDecoder(Module):
             RuntimeError: a codebook that was never initialised.
         """
         nvf, q = self.num_vertices_per_face, self.num_quantizers
-        codes = codes.flatten(start_dim=1).long()
+        codes = flatten_codes(codes, q)
         if codes.shape[1] % (nvf * q):
             raise ValueError(
                 f"codes must come in whole faces of {nvf} vertices x {q} quantizers = {nvf * q}, "

@@ -100,7 +100,7 @@ class Block(Module):
         dropout: share of activations dropped.
     """
 
-    def __init__(self, dim: int, dim_out: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, dim_out: int, dropout: float | int = 0.0) -> None:
         super().__init__()
         self.proj = nn.Conv1d(dim, dim_out, 3, padding=1)
         self.norm = PixelNorm(dim=1)
@@ -127,7 +127,7 @@ class ResnetBlock(Module):
         dropout: share of activations dropped in each block.
     """
 
-    def __init__(self, dim: int, dim_out: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, dim_out: int, *, dropout: float | int = 0.0) -> None:
         super().__init__()
         self.block1 = Block(dim, dim_out, dropout=dropout)
         self.block2 = Block(dim_out, dim_out, dropout=dropout)
@@ -164,8 +164,8 @@ class AttentionBlock(ModuleList):
         window_size: int,
         local_attn_kwargs: Mapping[str, Any],
         linear_attn_kwargs: Mapping[str, Any] | None,
-        attn_dropout: float = 0.0,
-        ff_dropout: float = 0.0,
+        attn_dropout: float | int = 0.0,
+        ff_dropout: float | int = 0.0,
     ) -> None:
         linear_attn = None
         if linear_attn_kwargs is not None:

@@ -13,7 +13,7 @@ from meshgpt_pytorch.typing import typecheck
 
 
 @lru_cache(maxsize=16)
-def gaussian_kernel(sigma: float) -> tuple[float, ...]:
+def gaussian_kernel(sigma: float | int) -> tuple[float, ...]:
     """Sample a Gaussian at whole bins, weights summing to one.
 
     Args:
@@ -32,7 +32,9 @@ def gaussian_kernel(sigma: float) -> tuple[float, ...]:
 
 
 @typecheck
-def gaussian_blur_1d(t: Float[Tensor, "b n d"], *, sigma: float = 1.0) -> Float[Tensor, "b n d"]:
+def gaussian_blur_1d(
+    t: Float[Tensor, "b n d"], *, sigma: float | int = 1.0
+) -> Float[Tensor, "b n d"]:
     """Blur along the middle axis; mass that leaves at an end is lost.
 
     Args:
@@ -55,7 +57,7 @@ def gaussian_blur_1d(t: Float[Tensor, "b n d"], *, sigma: float = 1.0) -> Float[
 
 @typecheck
 def blurred_cross_entropy(
-    logits: Float[Tensor, "... num_bins"], targets: Int[Tensor, "..."], *, sigma: float
+    logits: Float[Tensor, "... num_bins"], targets: Int[Tensor, "..."], *, sigma: float | int
 ) -> Float[Tensor, "..."]:
     """Compare bin logits with targets smoothed over their neighbours.
 

@@ -190,7 +190,7 @@ def quantize_vertices(
     features: Float[Tensor, "b nv d"],
     referenced: Bool[Tensor, "b nv"],
     *,
-    sample_codebook_temp: float = 1.0,
+    sample_codebook_temp: float | int = 1.0,
     memory_checkpoint: bool = False,
 ) -> QuantizedVertices:
     """Quantise vertex features; only vertices that a face refers to count in training.

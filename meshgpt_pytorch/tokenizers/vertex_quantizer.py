@@ -37,7 +37,7 @@ class VertexQuantizer(Module):
         face_mask: Bool[Tensor, "b nf"],
         face_embed: Float[Tensor, "b nf d"],
         pad_id: int | None = None,
-        rvq_sample_codebook_temp: float = 1.0,
+        rvq_sample_codebook_temp: float | int = 1.0,
         num_vertices: int | None = None,
         skip_quantizer: bool = False,
     ) -> QuantizedFaces:

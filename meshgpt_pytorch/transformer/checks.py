@@ -36,20 +36,6 @@ def check_heads(dim: int, heads: int, dim_head: int, attn_kwargs: Mapping[str, A
         )
 
 
-def flatten_codes(codes: Int[Tensor, "b *n"]) -> Int[Tensor, "b n"]:
-    """Flatten the codes of a batch to a row a mesh.
-
-    Raises:
-        ValueError: no batch axis.
-    """
-    if codes.ndim < 2:
-        raise ValueError(
-            f"codes must have the shape (b, n) or (b, n, q), got {tuple(codes.shape)}; add a batch "
-            "axis with codes[None]"
-        )
-    return codes.flatten(start_dim=1).long()
-
-
 def check_length(codes: Int[Tensor, "b n"], max_seq_len: int) -> None:
     """Check that the model has a position for each code, and for eos where it is appended.
 
@@ -91,24 +77,33 @@ def check_codes(codes: Int[Tensor, "b n"], *, num_ids: int, pad_id: int, max_seq
         )
 
 
-def check_rows_have_codes(codes: Int[Tensor, "b n"], pad_id: int) -> None:
-    """Check that each row has a code to learn from.
+def check_rows(codes: Int[Tensor, "b n"], pad_id: int, per_face: int) -> None:
+    """Check that each row has something to learn from, and only whole pieces of it.
+
+    Args:
+        codes: ids, ``pad_id`` behind the last of a row.
+        pad_id: what padded codes hold.
+        per_face: how many codes make a piece: those of a face, or 1.
 
     Raises:
-        ValueError: a row of padding alone (an assertion of the device on an accelerator).
+        ValueError: a part of a face, or a row of padding alone (an assertion of the device on an
+            accelerator).
     """
     if codes.shape[1] == 0:
         raise ValueError(
-            "codes must hold at least one code to compute a loss, got none; use generate() to "
+            "codes must hold at least one face to compute a loss, got none; use generate() to "
             "start from nothing"
         )
-    empty = (codes == pad_id).all(dim=1)
+    lengths = (codes != pad_id).sum(dim=1)
+    wrong = (lengths == 0) | (lengths % per_face != 0)
     if codes.device.type != "cpu":
-        torch._assert_async(~empty.any(), "each row of codes must hold a code")
-    elif bool(empty.any()):
+        torch._assert_async(~wrong.any(), f"rows must hold whole faces of {per_face} codes")
+    elif bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"each row must hold at least one code, got only padding in row "
-            f"{int(empty.nonzero()[0])}; leave empty meshes out of the batch"
+            f"each row must hold whole faces of {per_face} codes, and one at least, got "
+            f"{int(lengths[row])} codes in row {row}; leave out empty meshes, cut off parts of "
+            "faces, and give codes of one mesh a batch axis with codes[None]"
         )
 
 

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from x_transformers import Decoder
 
 from meshgpt_pytorch.checkpoint import SavedModule
+from meshgpt_pytorch.mesh import check_mesh_shapes
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.tokenizers.checks import check_is_positive, flatten_codes
 from meshgpt_pytorch.transformer.checks import (
     check_cache,
     check_codes,
     check_heads,
     check_length,
     check_pad_id,
-    check_rows_have_codes,
-    flatten_codes,
+    check_rows,
 )
 from meshgpt_pytorch.transformer.conditioning import build_conditioner, match_batch
 from meshgpt_pytorch.transformer.generation import MeshGeneration
@@ -134,6 +135,13 @@ class MeshTransformer(MeshGeneration, SavedModule):
     ) -> None:
         super().__init__()
         self._adopt(autoencoder, quads=quads, pad_id=pad_id)
+        check_is_positive(
+            dim=as_pair(dim),
+            attn_dim_head=attn_dim_head,
+            attn_heads=attn_heads,
+            fine_attn_dim_head=fine_attn_dim_head or 1,
+            fine_attn_heads=fine_attn_heads or 1,
+        )
         require_residual_streams(attn_kwargs.get("num_residual_streams", 1))
         self.can_cache = is_exact_with_cache(attn_kwargs)
         self.max_seq_len = self._whole_faces(max_seq_len)
@@ -271,7 +279,9 @@ class MeshTransformer(MeshGeneration, SavedModule):
                     "either codes, or vertices and faces, must be given, got none; pass codes from "
                     "autoencoder.tokenize, or the meshes themselves"
                 )
+            check_mesh_shapes(vertices, faces, num_vertices_per_face=self.num_vertices_per_face)
             codes = self.autoencoder.tokenize(vertices, faces, face_edges)
+            codes = move_padding_last(codes, self.autoencoder.pad_id)
             codes = codes.masked_fill(codes == self.autoencoder.pad_id, self.pad_id)
         return self.forward_on_codes(
             codes,
@@ -334,7 +344,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
             ValueError: codes too long, not of this autoencoder, or with padding inside; texts
                 missing, given twice, or of another batch size; guidance of a loss.
         """
-        codes = flatten_codes(codes)
+        codes = flatten_codes(codes, self.num_quantizers)
         num_ids = self.codebook_size + (0 if append_eos else 1)
         check_codes(codes, num_ids=num_ids, pad_id=self.pad_id, max_seq_len=self.max_seq_len)
         check_guidance(self, cond_scale, rescale_phi, keep_parallel_frac)
@@ -399,7 +409,8 @@ class MeshTransformer(MeshGeneration, SavedModule):
     def _loss(
         self, codes: Int[Tensor, "b n"], text: EncodedText | None, append_eos: bool
     ) -> Float[Tensor, ""]:
-        check_rows_have_codes(codes, self.pad_id)
+        # codes that hold their own eos end with a part of a face
+        check_rows(codes, self.pad_id, self.num_codes_per_face if append_eos else 1)
         labels = append_id(codes, self.eos_token_id, self.pad_id) if append_eos else codes
         return self._loss_of_all(labels, text)
 
@@ -408,3 +419,10 @@ def append_id(codes: Int[Tensor, "b n"], new_id: int, pad_id: int) -> Int[Tensor
     """Put an id behind the last code of each row."""
     lengths = (codes != pad_id).sum(dim=1, keepdim=True)
     return F.pad(codes, (0, 1), value=pad_id).scatter(1, lengths, new_id)
+
+
+def move_padding_last(codes: Int[Tensor, "b n q"], pad_id: int) -> Int[Tensor, "b n q"]:
+    """Move the vertices of padded faces behind all others; the order stays otherwise."""
+    is_padding = (codes == pad_id).all(dim=-1)
+    order = is_padding.int().argsort(dim=1, stable=True)
+    return codes.take_along_dim(order[..., None], dim=1)

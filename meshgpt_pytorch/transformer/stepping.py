@@ -243,11 +243,12 @@ class DecoderStep:
         block = layer.block
         layer.mixes_values = not is_first
         weights = [block.to_q.weight, block.to_k.weight, block.to_v.weight]
-        mix = block.to_value_residual_mix
+        mix: Any = block.to_value_residual_mix
         if layer.mixes_values and isinstance(mix, nn.Sequential):
             weights.append(mix[0].weight)
             size = sum(len(weight) for weight in weights[:3])
-            layer.bias = torch.cat((mix[0].bias.new_zeros(size), mix[0].bias))
+            mix_bias: Tensor = mix[0].bias
+            layer.bias = torch.cat((mix_bias.new_zeros(size), mix_bias))
         layer.weight = torch.cat(weights)
 
     def restart(self) -> None:

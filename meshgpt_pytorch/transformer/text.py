@@ -255,6 +255,7 @@ class TextConditioner(Module):
             )
         mask = mask.to(self.device, torch.bool)
         check_texts_have_tokens(mask, name)
+        check_tokens_are_finite(embeddings, mask, name)
         return EncodedText(self._fill_padding(embeddings, mask), mask)
 
     def _check_one_for_each_encoder(self, number: int) -> None:
@@ -314,4 +315,17 @@ def check_texts_have_tokens(mask: Tensor, name: str) -> None:
         raise ValueError(
             f"every row of {name} must have a token, got none in rows {rows}; an empty text still "
             "has its special tokens, and a text is dropped by cond_drop_prob=1."
+        )
+
+
+def check_tokens_are_finite(embeddings: Tensor, mask: Tensor, name: str) -> None:
+    """Raise ValueError where a token holds nan or infinity (on CUDA: assert on the device)."""
+    is_finite = embeddings.isfinite().all(dim=-1) | ~mask
+    if embeddings.device.type != "cpu":
+        torch._assert_async(is_finite.all(), f"{name} must be finite")
+    elif not bool(is_finite.all()):
+        row, token = (~is_finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} must be finite, got nan or infinity in row {row} at token {token}; encode the "
+            "text again"
         )

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +180,31 @@ def test_a_single_mesh_is_checked():
     mesh.vertices[3, 1] = float("nan")
     with pytest.raises(ValueError, match=r"finite, got .* at vertices\[3\]"):
         check_mesh(mesh)
+
+
+@pytest.mark.parametrize("wrong", [None, [[0.0, 0.0, 0.0]], np.zeros((1, 4, 3))], ids=repr)
+def test_what_is_no_tensor_is_refused(wrong):
+    faces = torch.zeros(1, 2, 3, dtype=torch.long)
+    kind = type(wrong).__name__
+    with pytest.raises(ValueError, match=f"vertices must be a tensor, got a {kind}; convert with"):
+        check_mesh_shapes(wrong, faces, num_vertices_per_face=3)
+    with pytest.raises(ValueError, match=f"faces must be a tensor, got a {kind}; convert with"):
+        check_mesh_shapes(torch.zeros(1, 4, 3), wrong, num_vertices_per_face=3)
+
+
+def test_vertices_that_are_integers_are_refused():
+    integers = torch.zeros(1, 4, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"vertices must be floats, got torch.int64; convert with"):
+        check_mesh_shapes(integers, integers, num_vertices_per_face=3)
+
+
+def test_a_batch_without_a_mesh_is_refused():
+    with pytest.raises(ValueError, match=r"at least one mesh, got vertices of shape \(0, 4, 3\)"):
+        check_mesh_shapes(
+            torch.zeros(0, 4, 3), torch.zeros(0, 2, 3, dtype=torch.long), num_vertices_per_face=3
+        )
+
+
+def test_faces_that_are_bools_are_refused():
+    with pytest.raises(ValueError, match=r"faces must be integers, got torch.bool"):
+        check_mesh_batch(torch.zeros(1, 4, 3), torch.ones(1, 2, 3, dtype=torch.bool))

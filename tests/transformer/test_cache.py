@@ -8,6 +8,7 @@ from x_transformers import Decoder
 from x_transformers.x_transformers import Attention, FeedForward
 
 from meshgpt_pytorch.transformer.layers import EXACT_WITH_CACHE
+from tests.helpers import pad_batch
 from tests.transformer.models import (
     TEXTS,
     EndRowsAfter,
@@ -283,3 +284,30 @@ def test_a_loss_takes_no_cache(text_model):
     for wrong in ({"cache": cache}, {"return_cache": True}, {"cond_scale": 2.0}):
         with pytest.raises(ValueError, match="a loss takes neither guidance nor a cache"):
             text_model(codes=codes, texts=TEXTS, **wrong)
+
+
+@torch.no_grad()
+def test_real_meshes_are_predicted_alike_with_and_without_a_cache(furniture):
+    model = make_transformer(max_seq_len=24 * 6).eval()
+    meshes = [next(mesh for mesh in furniture if len(mesh.faces) == n) for n in (20, 12)]
+    codes = model.autoencoder.tokenize(*pad_batch(meshes)).flatten(1)
+    wanted = logits_of(model, codes)
+    cache, logits = None, []
+    for prefix in prefixes(codes[:, : 9 * 6]):
+        returned = model.forward_on_codes(
+            prefix, return_loss=False, return_cache=True, append_eos=False, cache=cache
+        )
+        cache = returned.cache
+        logits.append(returned.logits)
+    torch.testing.assert_close(
+        torch.cat(logits, dim=1), wanted[:, : 9 * 6 + 1], rtol=1e-4, atol=1e-4
+    )
+    for num_codes in (1, 6, 33):
+        prompt = codes[:, :num_codes]
+        options = {"temperature": 0.0, "max_seq_len": 10 * 6, "return_codes": True}
+        cached, uncached = (
+            model.generate(prompt=prompt, cache_kv=kv, progress=False, **options)
+            for kv in (True, False)
+        )
+        assert torch.equal(cached, uncached)
+        assert torch.equal(cached.flatten(1)[:, :num_codes], prompt)

@@ -47,7 +47,7 @@ def simple_model():
 
 @pytest.fixture
 def codes(simple_model):
-    return random_codes(simple_model, 2.5)
+    return random_codes(simple_model, 3)
 
 
 def all_forms(model, texts):

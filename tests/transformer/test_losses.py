@@ -59,10 +59,10 @@ def test_loss_of_a_model_is_the_cross_entropy_of_its_logits():
     per_face = model.num_codes_per_face
     codes = torch.randint(model.codebook_size, (3, 4 * per_face))
     codes[1, 2 * per_face :] = model.pad_id
-    codes[2, per_face + 1 :] = model.pad_id
+    codes[2, per_face:] = model.pad_id
     logits = model.forward_on_codes(codes, return_loss=False, append_eos=False)
     labels = F.pad(codes, (0, 1), value=model.pad_id)
-    for row, length in enumerate((4 * per_face, 2 * per_face, per_face + 1)):
+    for row, length in enumerate((4 * per_face, 2 * per_face, per_face)):
         labels[row, length] = model.eos_token_id
     plain = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=model.pad_id)
     torch.testing.assert_close(model.forward_on_codes(codes), plain)

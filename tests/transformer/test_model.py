@@ -1,10 +1,13 @@
 """Laws of the losses and logits: padding, causality, gradients, the frozen autoencoder, errors."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from meshgpt_pytorch.tokenizers.checks import flatten_codes
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.helpers import box_mesh, pad_batch, pyramid_mesh, tetrahedron_mesh
 from tests.transformer.models import (
@@ -58,7 +61,7 @@ def pad_rows(rows, pad_id=-1, extra=0):
 def test_the_loss_is_the_mean_over_the_next_ids_of_all_prefixes(model):
     per_face = model.num_codes_per_face
     codes = random_codes(model, 3)
-    rows = [codes[0], codes[1, : 2 * per_face], codes[2, : per_face + 1]]
+    rows = [codes[0], codes[1, : 2 * per_face], codes[2, :per_face]]
     naive = torch.cat([naive_loss(model, row) for row in rows])
     assert len(naive) == sum(map(len, rows)) + 3
     torch.testing.assert_close(model(codes=pad_rows(rows)), naive.mean(), rtol=1e-5, atol=1e-5)
@@ -363,10 +366,61 @@ def test_padding_inside_a_row_is_refused(model):
 def test_rows_without_codes_are_refused(model):
     codes = random_codes(model, 2)
     codes[2] = -1
-    with pytest.raises(ValueError, match="only padding in row 2"):
+    with pytest.raises(ValueError, match="and one at least, got 0 codes in row 2"):
         model(codes=codes)
-    with pytest.raises(ValueError, match="codes must hold at least one code"):
+    with pytest.raises(ValueError, match="codes must hold at least one face"):
         model(codes=codes[:, :0])
+
+
+def test_a_part_of_a_face_has_no_end_to_learn(model):
+    codes = random_codes(model, 2)
+    per_face = model.num_codes_per_face
+    with pytest.raises(
+        ValueError, match=f"whole faces of {per_face} codes, .* {per_face + 1} codes"
+    ):
+        model(codes=codes[:, : per_face + 1])
+    codes[1, per_face - 1 :] = -1
+    with pytest.raises(ValueError, match=f"got {per_face - 1} codes in row 1"):
+        model(codes=codes)
+
+
+def test_codes_of_one_mesh_need_a_batch_axis(model):
+    codes = random_codes(model, 2, batch=1).reshape(-1, model.num_quantizers)
+    with pytest.raises(ValueError, match=r"whole faces .* batch axis with codes\[None\]"):
+        model(codes=codes)
+
+
+def test_codes_of_another_number_of_quantizers_are_refused(model):
+    codes = torch.zeros(2, 12, model.num_quantizers + 1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"one for each quantizer, got \(2, 12, 3\)"):
+        model(codes=codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_codes_that_are_no_integers_are_refused(dtype):
+    codes = torch.zeros(2, 12, dtype=dtype)
+    with pytest.raises(ValueError, match=f"codes must be integers, got {dtype}"):
+        flatten_codes(codes, 2)
+
+
+def test_a_mesh_without_a_batch_axis_is_refused(model, real_meshes):
+    mesh = real_meshes[0]
+    forward = inspect.unwrap(MeshTransformer.forward)
+    with pytest.raises(ValueError, match=r"batch axis with vertices\[None\]"):
+        forward(make_transformer(), vertices=mesh.vertices, faces=mesh.faces)
+
+
+@torch.no_grad()
+def test_padding_between_faces_is_no_code(real_meshes):
+    model = make_transformer(max_seq_len=46 * 6)
+    mesh = min(real_meshes, key=lambda mesh: len(mesh.faces))
+    padding = torch.full((2, 3), -1)
+    spread = torch.cat((mesh.faces[:3], padding, mesh.faces[3:], padding))
+    vertices = mesh.vertices[None]
+    torch.testing.assert_close(
+        model(vertices=vertices, faces=spread[None]),
+        model(vertices=vertices, faces=mesh.faces[None]),
+    )
 
 
 def test_texts_are_refused_by_a_model_without(model):
