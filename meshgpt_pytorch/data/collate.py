@@ -13,7 +13,13 @@ from meshgpt_pytorch.mesh import check_mesh_batch
 TEXT_KEYS = frozenset({"text_embeds", "text_encodings"})
 
 
-def custom_collate(data: Sequence[Any], pad_id: int = -1) -> Any:
+def custom_collate(
+    data: Sequence[Any],
+    pad_id: int = -1,
+    *,
+    data_kwargs: Sequence[str] | None = None,
+    coor_continuous_range: tuple[float, float] | None = None,
+) -> Any:
     """Batch samples of a data set, padded at the end to the longest one.
 
     Tensors and arrays are padded along their first axis and stacked: integers (faces, face edges,
@@ -25,13 +31,16 @@ def custom_collate(data: Sequence[Any], pad_id: int = -1) -> Any:
         data: samples: all mappings with the same keys, in any order, or all tuples or lists of
             the same length.
         pad_id: marks padding.
+        data_kwargs: names of the entries of tuples. Without them, a tuple that begins with
+            floats "nv 3" and integers "nf 3" or "nf 4" is taken to begin with a mesh.
+        coor_continuous_range: warn about vertices of faces outside (low, high).
 
     Returns:
         a dict with the keys of the samples in the order of the first one, or a tuple.
 
     Raises:
         ValueError: no samples; samples of different keys, lengths or kinds; tensors that cannot
-            be stacked; or, in dicts, a mesh with NaN, indices it has no vertices for, or no faces.
+            be stacked; or a mesh with NaN, indices it has no vertices for, or no faces.
             The message names the sample and the key.
     """
     if len(data) == 0:
@@ -42,7 +51,7 @@ def custom_collate(data: Sequence[Any], pad_id: int = -1) -> Any:
         batch = {
             key: _collate_values(key, [sample[key] for sample in data], pad_id) for key in data[0]
         }
-        _check_meshes(data, batch, pad_id)
+        _check_meshes(data, batch, pad_id, coor_continuous_range)
         return batch
 
     for item, sample in enumerate(data):
@@ -51,10 +60,34 @@ def custom_collate(data: Sequence[Any], pad_id: int = -1) -> Any:
                 f"samples of a batch must all be dicts, or all be tuples of one length: wanted "
                 f"{_describe(data[0])} as in sample 0, got {_describe(sample)} in sample {item}"
             )
-    return tuple(
-        _collate_values(position, list(values), pad_id)
-        for position, values in enumerate(zip(*data, strict=True))
+    names = _names_of_entries(data[0], data_kwargs)
+    columns = tuple(
+        _collate_values(name, list(values), pad_id)
+        for name, values in zip(names, zip(*data, strict=True), strict=True)
     )
+    named = [dict(zip(names, sample, strict=True)) for sample in data]
+    _check_meshes(named, dict(zip(names, columns, strict=True)), pad_id, coor_continuous_range)
+    return columns
+
+
+def _names_of_entries(sample: Sequence[Any], data_kwargs: Sequence[str] | None) -> list[str | int]:
+    """Name the entries of a tuple, by their place where no name is known."""
+    names: list[str | int] = list(range(len(sample)))
+    if data_kwargs is None and len(sample) > 1 and _is_mesh(sample[0], sample[1]):
+        data_kwargs = ("vertices", "faces")
+    known = list(data_kwargs or ())[: len(sample)]
+    return [*known, *names[len(known) :]]
+
+
+def _is_mesh(vertices: Any, faces: Any) -> bool:
+    if not (_is_tensor(vertices) and _is_tensor(faces)):
+        return False
+    if vertices.ndim != 2 or faces.ndim != 2:
+        return False
+    of_faces = _to_tensor(faces).dtype
+    is_integer = not (of_faces.is_floating_point or of_faces == torch.bool)
+    is_float = _to_tensor(vertices).dtype.is_floating_point
+    return is_float and is_integer and vertices.shape[1] == 3 and faces.shape[1] in (3, 4)
 
 
 def _describe(sample: Any) -> str:
@@ -78,11 +111,22 @@ def _check_keys(item: int, sample: Any, first: Mapping[str, Any]) -> None:
         )
 
 
-def _check_meshes(data: Sequence[Mapping[str, Any]], batch: dict[str, Any], pad_id: int) -> None:
+def _check_meshes(
+    data: Sequence[Mapping[Any, Any]],
+    batch: Mapping[Any, Any],
+    pad_id: int,
+    coor_continuous_range: tuple[float, float] | None,
+) -> None:
     vertices, faces = batch.get("vertices"), batch.get("faces")
     if not isinstance(vertices, Tensor) or not isinstance(faces, Tensor) or vertices.ndim != 3:
         return
-    check_mesh_batch(vertices, faces, batch.get("face_edges"), pad_id=pad_id)
+    check_mesh_batch(
+        vertices,
+        faces,
+        batch.get("face_edges"),
+        pad_id=pad_id,
+        coor_continuous_range=coor_continuous_range,
+    )
     # an index into the padding that a longer neighbour in the batch made passes the check above
     for item, last in enumerate(faces.flatten(1).amax(dim=1).tolist()):
         num_vertices = len(data[item]["vertices"])

@@ -25,7 +25,6 @@ from meshgpt_pytorch.mesh import (
     derive_face_edges_from_faces,
 )
 from meshgpt_pytorch.modes import evaluating
-from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.decoder import FaceDecoder
 from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
@@ -161,18 +160,6 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
     ) -> None:
         super().__init__()
         check_options(coor_continuous_range, use_residual_lfq, checkpoint_quantizer, pad_id)
-        check_is_positive(
-            num_discrete_coors=num_discrete_coors,
-            num_discrete_area=num_discrete_area,
-            num_discrete_normals=num_discrete_normals,
-            num_discrete_angle=num_discrete_angle,
-            encoder_dims_through_depth=encoder_dims_through_depth,
-            decoder_dims_through_depth=decoder_dims_through_depth,
-            dim_codebook=dim_codebook,
-            num_quantizers=num_quantizers,
-            codebook_size=codebook_size,
-            local_attn_window_size=local_attn_window_size,
-        )
         self.num_vertices_per_face = nvf = 4 if quads else 3
         self.num_discrete_coors = num_discrete_coors
         self.coor_continuous_range = (

@@ -13,7 +13,7 @@ from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
 from meshgpt_pytorch.mesh import undiscretize
 from meshgpt_pytorch.modes import evaluating
-from meshgpt_pytorch.tokenizers.checks import check_code_ids, flatten_codes
+from meshgpt_pytorch.tokenizers.checks import check_code_ids, check_is_positive, flatten_codes
 from meshgpt_pytorch.tokenizers.layers import (
     ResnetBlock,
     init_decoder_conv,
@@ -43,6 +43,7 @@ class FaceDecoder(Module):
     def _build_decoder(
         self, dim_face: int, dims: Sequence[int], kernel_size: int, dropout: float
     ) -> None:
+        check_is_positive(decoder_dims_through_depth=dims)
         self.init_decoder_conv = init_decoder_conv(dim_face, dims[0], kernel_size)
         self.decoders = ModuleList(
             ResnetBlock(dim, dim_out, dropout=dropout) for dim, dim_out in pairwise(dims)

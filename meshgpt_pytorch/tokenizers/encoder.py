@@ -14,6 +14,7 @@ from torch.nn import Module, ModuleList
 from torch_geometric.nn.conv import SAGEConv
 
 from meshgpt_pytorch.mesh import discretize, get_derived_face_features
+from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.layers import order_padding_last, reorder_faces
 from meshgpt_pytorch.tokenizers.outputs import EncodedFaces
 from meshgpt_pytorch.typing import typecheck
@@ -38,6 +39,13 @@ class FaceEncoder(Module):
         dim_embed: Mapping[str, int],
         dim_codebook: int,
     ) -> None:
+        check_is_positive(
+            num_discrete_coors=self.num_discrete_coors,
+            num_discrete_area=num_discrete["area"],
+            num_discrete_normals=num_discrete["normal"],
+            num_discrete_angle=num_discrete["angle"],
+            dim_codebook=dim_codebook,
+        )
         lo, hi = self.coor_continuous_range
         # normals take the range of the coordinates, not -1 to 1: upstream's weights depend on it
         ranges = {"angle": (0.0, pi), "area": (0.0, (hi - lo) ** 2), "normal": (lo, hi)}
@@ -60,6 +68,7 @@ class FaceEncoder(Module):
     def _build_encoder(
         self, dim: int, dims: Sequence[int], sageconv_kwargs: Mapping[str, Any]
     ) -> None:
+        check_is_positive(encoder_dims_through_depth=dims)
         self.init_sage_conv = SAGEConv(dim, dims[0], **sageconv_kwargs)
         self.init_encoder_act_and_norm = nn.Sequential(nn.SiLU(), nn.LayerNorm(dims[0]))
         self.encoders = ModuleList(

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 from x_transformers.x_transformers import FeedForward, RMSNorm
 
+from meshgpt_pytorch.tokenizers.checks import check_is_positive
+
 
 def order_padding_last(face_mask: Bool[Tensor, "b nf"]) -> Int[Tensor, "b nf"]:
     """Order the faces of each row so that padding comes last; its argsort undoes that.
@@ -167,6 +169,7 @@ class AttentionBlock(ModuleList):
         attn_dropout: float | int = 0.0,
         ff_dropout: float | int = 0.0,
     ) -> None:
+        check_is_positive(local_attn_window_size=window_size)
         linear_attn = None
         if linear_attn_kwargs is not None:
             linear_attn = TaylorSeriesLinearAttn(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
+from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.lookup_free import factorize_entropy
 from meshgpt_pytorch.typing import typecheck
 
@@ -81,6 +82,7 @@ def build_quantizer(
     Raises:
         ValueError: a lookup-free codebook whose size is not a power of two.
     """
+    check_is_positive(num_quantizers=num_quantizers, codebook_size=codebook_size)
     if not use_residual_lfq:
         return ResidualVQ(
             dim=dim,

@@ -18,7 +18,7 @@ from x_transformers import Decoder
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.mesh import check_mesh_shapes
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
-from meshgpt_pytorch.tokenizers.checks import check_is_positive, flatten_codes
+from meshgpt_pytorch.tokenizers.checks import flatten_codes
 from meshgpt_pytorch.transformer.checks import (
     check_cache,
     check_codes,
@@ -135,13 +135,6 @@ class MeshTransformer(MeshGeneration, SavedModule):
     ) -> None:
         super().__init__()
         self._adopt(autoencoder, quads=quads, pad_id=pad_id)
-        check_is_positive(
-            dim=as_pair(dim),
-            attn_dim_head=attn_dim_head,
-            attn_heads=attn_heads,
-            fine_attn_dim_head=fine_attn_dim_head or 1,
-            fine_attn_heads=fine_attn_heads or 1,
-        )
         require_residual_streams(attn_kwargs.get("num_residual_streams", 1))
         self.can_cache = is_exact_with_cache(attn_kwargs)
         self.max_seq_len = self._whole_faces(max_seq_len)

@@ -19,6 +19,7 @@ from torch.nn import Module
 from x_transformers import Decoder
 from x_transformers.x_transformers import LayerIntermediates
 
+from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
 from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
@@ -73,6 +74,7 @@ class TwoStageNetwork(Module):
     to_logits: nn.Linear
 
     def _build_embeddings(self, dim: int, dim_fine: int, num_sos_tokens: int) -> None:
+        check_is_positive(dim=(dim, dim_fine))
         if num_sos_tokens < 1:
             raise ValueError(f"num_sos_tokens must be at least 1, got {num_sos_tokens}")
         self.num_sos_tokens = num_sos_tokens

@@ -247,7 +247,7 @@ class DecoderStep:
         if layer.mixes_values and isinstance(mix, nn.Sequential):
             weights.append(mix[0].weight)
             size = sum(len(weight) for weight in weights[:3])
-            mix_bias: Tensor = mix[0].bias
+            mix_bias: Any = mix[0].bias
             layer.bias = torch.cat((mix_bias.new_zeros(size), mix_bias))
         layer.weight = torch.cat(weights)
 

@@ -170,3 +170,28 @@ def test_an_index_into_the_padding_of_a_longer_mesh_is_refused():
     faces[0, 0] = 6
     with pytest.raises(ValueError, match=r"indices from 0 to 3 in sample 1, .* 4 vertices, got 6"):
         custom_collate([sample(large), {"vertices": small.vertices, "faces": faces}])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("data_kwargs", [None, ("vertices", "faces")])
+def test_tuples_are_checked_as_dicts_are(kind, data_kwargs):
+    small = kind((torch.rand(4, 3), torch.tensor([[0, 1, 2], [1, 2, 7]])))
+    large = kind((torch.rand(10, 3), torch.tensor([[0, 1, 9]])))
+    with pytest.raises(ValueError, match="from 0 to 3 in sample 0, which has 4 vertices, got 7"):
+        custom_collate([small, large], data_kwargs=data_kwargs)
+
+
+def test_names_tell_what_an_entry_of_a_tuple_is():
+    text, mesh = torch.rand(2, 3), (torch.rand(4, 3), torch.tensor([[0, 1, 2]]))
+    other = (torch.rand(5, 3), torch.tensor([[0, 1, 9]]))
+    names = ("text_embeds", "vertices", "faces")
+    with pytest.raises(ValueError, match="from 0 to 4, or -1 for padding, got 9"):
+        custom_collate([(text, *mesh), (text, *other)], data_kwargs=names)
+    embeds, _, _ = custom_collate([(text, *mesh), (text[:1], *mesh)], data_kwargs=names)
+    assert (embeds[1, 1] == -1).all()
+
+
+def test_vertices_outside_the_range_are_said_where_the_batch_is_built():
+    sample = {"vertices": 3 * torch.ones(4, 3), "faces": torch.tensor([[0, 1, 2]])}
+    with pytest.warns(UserWarning, match="canonicalize_mesh"):
+        custom_collate([sample], coor_continuous_range=(-1.0, 1.0))

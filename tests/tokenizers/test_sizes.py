@@ -18,7 +18,7 @@ from tests.helpers import box_mesh
         {"decoder_dims_through_depth": (8, 0)},
         {"dim_codebook": 0},
         {"num_quantizers": 0},
-        {"local_attn_window_size": 0},
+        {"local_attn_window_size": 0, "attn_encoder_depth": 1},
     ],
     ids=lambda option: next(iter(option)),
 )
