@@ -4,22 +4,35 @@ Both trainers share one loop (meshgpt_pytorch.training.loop) on accelerate, and 
 becomes a loss. Upstream's arguments keep their names, order and defaults.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
-from einops import reduce
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from meshgpt_pytorch.data import MeshDataset
-from meshgpt_pytorch.data.fingerprints import fingerprint_weights
+from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
-from meshgpt_pytorch.training.batches import TEXT_KEYS, require_arguments
+from meshgpt_pytorch.tokenizers.quantizer import require_initialized
+from meshgpt_pytorch.training.batches import (
+    TEXT_KEYS,
+    collate_for,
+    require_arguments,
+    require_texts,
+)
+from meshgpt_pytorch.training.inputs import TransformerInputs, count_faces
 from meshgpt_pytorch.training.loop import MeshTrainer
-from meshgpt_pytorch.training.options import SchedulerFactory, StepHook, TrainerOptions
+from meshgpt_pytorch.training.options import (
+    OptimizerFactory,
+    SchedulerFactory,
+    StepHook,
+    TrainerOptions,
+)
+from meshgpt_pytorch.training.sampling import Samples, generate_samples, reconstruct_samples
+from meshgpt_pytorch.training.validation import AutoencoderMeter, TransformerMeter
 from meshgpt_pytorch.transformer.model import MeshTransformer
 
 __all__ = ["MeshAutoencoderTrainer", "MeshTransformerTrainer"]
@@ -38,20 +51,20 @@ class MeshAutoencoderTrainer(MeshTrainer):
     Args:
         model: autoencoder to train, in place.
         dataset: samples to train on, each seen once an epoch in a new order.
-        num_train_steps: optimizer steps.
+        num_train_steps: optimizer steps; or give num_epochs.
         batch_size: meshes in a batch, for each process.
         grad_accum_every: batches in an optimizer step.
         val_dataset: samples to validate with.
         val_every: steps between validations.
         val_num_batches: most batches of a validation, the same each time; None reads all.
-        learning_rate: of AdamW, reached at the end of the warm-up.
+        learning_rate: of the optimizer, reached at the end of the warm-up.
         weight_decay: on matrices only.
-        max_grad_norm: clips the gradient of all parameters together.
+        max_grad_norm: clips the gradient of all parameters together; None for no clipping.
         ema_kwargs: arguments of ``ema_pytorch.EMA``.
         scheduler: class of torch.optim.lr_scheduler; the learning rate is constant without.
         scheduler_kwargs: its arguments.
         accelerator_kwargs: arguments of ``accelerate.Accelerator``.
-        optimizer_kwargs: further arguments of ``torch.optim.AdamW``.
+        optimizer_kwargs: further arguments of the optimizer's class, ``torch.optim.AdamW``.
         checkpoint_every: steps between checkpoints, ``mesh-autoencoder.ckpt.<step>``.
         checkpoint_folder: folder for checkpoints and ``mesh-autoencoder.history.jsonl``.
         data_kwargs: names of the entries of a tuple; a data set's own ``data_kwargs`` come first.
@@ -61,12 +74,25 @@ class MeshAutoencoderTrainer(MeshTrainer):
         time_limit: seconds after which a call of ``train`` ends, between two steps.
         seed: seeds the order of the data, and all of training's randomness from its first step.
         on_step: called with each step's record; training ends if it returns True.
+        keep_checkpoints: how many of the newest are kept, beside the one with the lowest validation
+            loss; None keeps all.
+        num_epochs: in place of num_train_steps, how often the data set is read.
+        optimizer: class of torch.optim to use instead of AdamW, or a ready optimizer of the
+            model's parameters, whose own learning rate and weight decay count.
+        max_skipped_steps: steps in a row, skipped since a number was not finite, that end training.
+        num_workers: processes that read the data set ahead, for each process that trains.
+        bucket_by_length: batch meshes of similar size; the data set must have ``num_faces``.
+        compile: compile the parts of the model that take the time.
+        sample_every: steps between samples: the first meshes of the validation set (or else of
+            the data set) and their reconstructions, in ``mesh-autoencoder.samples.<step>``.
+        num_samples: how many.
         quantizer_warmup_steps: steps, from the first, in which the decoder reads vertices
             unquantised. An encoder and decoder that agree already learn a codebook much sooner
             than all three from nothing.
 
     Raises:
-        ValueError: an option outside its range, or a data set smaller than a batch.
+        ValueError: an option outside its range, or a data set smaller than a batch or without
+            meshes.
         ImportError: wandb is asked for and not installed.
     """
 
@@ -76,15 +102,15 @@ class MeshAutoencoderTrainer(MeshTrainer):
         self,
         model: MeshAutoencoder,
         dataset: Dataset[Any],
-        num_train_steps: int,
-        batch_size: int,
-        grad_accum_every: int,
+        num_train_steps: int | None = None,
+        batch_size: int = 16,
+        grad_accum_every: int = 1,
         val_dataset: Dataset[Any] | None = None,
         val_every: int = 100,
         val_num_batches: int | None = 5,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | None = 1.0,
         ema_kwargs: Mapping[str, Any] = AUTOENCODER_EMA,
         scheduler: SchedulerFactory | None = None,
         scheduler_kwargs: Mapping[str, Any] | None = None,
@@ -100,6 +126,15 @@ class MeshAutoencoderTrainer(MeshTrainer):
         time_limit: float | None = None,
         seed: int | None = None,
         on_step: StepHook | None = None,
+        keep_checkpoints: int | None = None,
+        num_epochs: int | None = None,
+        optimizer: Optimizer | OptimizerFactory | None = None,
+        max_skipped_steps: int = 10,
+        num_workers: int = 0,
+        bucket_by_length: bool = False,
+        compile: bool = False,
+        sample_every: int | None = None,
+        num_samples: int = 4,
         quantizer_warmup_steps: int = 0,
     ) -> None:
         if quantizer_warmup_steps < 0:
@@ -131,9 +166,26 @@ class MeshAutoencoderTrainer(MeshTrainer):
             time_limit=time_limit,
             seed=seed,
             on_step=on_step,
+            keep_checkpoints=keep_checkpoints,
+            num_epochs=num_epochs,
+            optimizer=optimizer,
+            max_skipped_steps=max_skipped_steps,
+            num_workers=num_workers,
+            bucket_by_length=bucket_by_length,
+            compile=compile,
+            sample_every=sample_every,
+            num_samples=num_samples,
         )
         self.pad_id = model.pad_id
-        super().__init__(model, dataset, val_dataset, options, pad_id=model.pad_id)
+        super().__init__(
+            model,
+            dataset,
+            val_dataset,
+            options,
+            collate=collate_for(model, model.pad_id),
+            # the quantizer's, while it waits
+            may_skip_parameters=quantizer_warmup_steps > 0,
+        )
 
     def accepted_arguments(self) -> frozenset[str]:
         """Return the names of the entries of a batch that the model takes."""
@@ -152,6 +204,22 @@ class MeshAutoencoderTrainer(MeshTrainer):
             skip_quantizer=self.step < self.quantizer_warmup_steps,
         )
         return {"loss": loss, "recon_loss": recon_loss, "commit_loss": commit_loss.sum()}
+
+    def new_meter(self) -> AutoencoderMeter:
+        """Return what measures a validation: losses, right faces, use of the codebooks."""
+        # the quantizer has to have trained one step: the first one initialises a learned codebook
+        is_quantizer_new = 0 < self.quantizer_warmup_steps >= self.step
+        return AutoencoderMeter(skip_quantizer=is_quantizer_new)
+
+    def make_samples(self, model: Any, arguments: Mapping[str, Any]) -> Samples:
+        """Return meshes and their reconstructions."""
+        skip_quantizer = self.new_meter().skip_quantizer
+        return reconstruct_samples(model, arguments, skip_quantizer=skip_quantizer)
+
+    def compiled_parts(self, model: MeshAutoencoder) -> list[Module]:
+        """Return the graph convolutions and the decoder."""
+        convolutions = [model.init_sage_conv, model.init_encoder_act_and_norm, *model.encoders]
+        return [*convolutions, model.init_decoder_conv, *model.decoders, model.to_coor_logits]
 
     def count_faces(self, arguments: Mapping[str, Any]) -> Tensor:
         """Return the number of faces in a batch."""
@@ -193,10 +261,10 @@ class MeshTransformerTrainer(MeshTrainer):
     Args:
         model: transformer to train, in place; its autoencoder stays as it is.
         dataset: samples to train on, each seen once an epoch in a new order.
-        num_train_steps: optimizer steps.
+        num_train_steps: optimizer steps; or give num_epochs.
         batch_size: meshes in a batch, for each process.
         grad_accum_every: batches in an optimizer step.
-        learning_rate: of AdamW, reached at the end of the warm-up.
+        learning_rate: of the optimizer, reached at the end of the warm-up.
         weight_decay: on matrices only.
         max_grad_norm: clips the gradient of all parameters together; None for no clipping.
         val_dataset: samples to validate with.
@@ -206,7 +274,7 @@ class MeshTransformerTrainer(MeshTrainer):
         scheduler_kwargs: its arguments.
         ema_kwargs: arguments of ``ema_pytorch.EMA``; a moving average is kept if they are given.
         accelerator_kwargs: arguments of ``accelerate.Accelerator``.
-        optimizer_kwargs: further arguments of ``torch.optim.AdamW``.
+        optimizer_kwargs: further arguments of the optimizer's class, ``torch.optim.AdamW``.
         checkpoint_every: steps between checkpoints, ``mesh-transformer.ckpt.<step>``.
         checkpoint_folder: folder for checkpoints and ``mesh-transformer.history.jsonl``.
         data_kwargs: names of the entries of a tuple; a data set's own ``data_kwargs`` come first.
@@ -216,10 +284,24 @@ class MeshTransformerTrainer(MeshTrainer):
         time_limit: seconds after which a call of ``train`` ends, between two steps.
         seed: seeds the order of the data, and all of training's randomness from its first step.
         on_step: called with each step's record; training ends if it returns True.
+        keep_checkpoints: how many of the newest are kept, beside the one with the lowest validation
+            loss; None keeps all.
+        num_epochs: in place of num_train_steps, how often the data set is read.
+        optimizer: class of torch.optim to use instead of AdamW, or a ready optimizer of the
+            model's parameters, whose own learning rate and weight decay count.
+        max_skipped_steps: steps in a row, skipped since a number was not finite, that end training.
+        num_workers: processes that read the data set ahead, for each process that trains.
+        bucket_by_length: batch meshes of similar size; the data set must have ``num_faces``.
+        compile: compile the parts of the model that take the time.
+        sample_every: steps between samples, generated into ``mesh-transformer.samples.<step>``.
+        num_samples: how many.
+        sample_texts: texts to generate for; by default those of the first items of the validation
+            set (or else of the data set), whose meshes are drawn beside.
 
     Raises:
-        ValueError: an option outside its range, a data set smaller than a batch, meshes longer
-            than the model's max_seq_len, or codes of another autoencoder.
+        ValueError: an option outside its range, a data set smaller than a batch or without what
+            the model reads, meshes longer than its max_seq_len, or codes of another autoencoder.
+        RuntimeError: the autoencoder has a learned codebook that was never initialised.
         ImportError: wandb is asked for and not installed.
     """
 
@@ -229,9 +311,9 @@ class MeshTransformerTrainer(MeshTrainer):
         self,
         model: MeshTransformer,
         dataset: Dataset[Any],
-        num_train_steps: int,
-        batch_size: int,
-        grad_accum_every: int,
+        num_train_steps: int | None = None,
+        batch_size: int = 16,
+        grad_accum_every: int = 1,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 0.5,
@@ -253,6 +335,16 @@ class MeshTransformerTrainer(MeshTrainer):
         time_limit: float | None = None,
         seed: int | None = None,
         on_step: StepHook | None = None,
+        keep_checkpoints: int | None = None,
+        num_epochs: int | None = None,
+        optimizer: Optimizer | OptimizerFactory | None = None,
+        max_skipped_steps: int = 10,
+        num_workers: int = 0,
+        bucket_by_length: bool = False,
+        compile: bool = False,
+        sample_every: int | None = None,
+        num_samples: int = 4,
+        sample_texts: Sequence[str] | None = None,
     ) -> None:
         options = TrainerOptions(
             num_train_steps=num_train_steps,
@@ -277,38 +369,30 @@ class MeshTransformerTrainer(MeshTrainer):
             time_limit=time_limit,
             seed=seed,
             on_step=on_step,
+            keep_checkpoints=keep_checkpoints,
+            num_epochs=num_epochs,
+            optimizer=optimizer,
+            max_skipped_steps=max_skipped_steps,
+            num_workers=num_workers,
+            bucket_by_length=bucket_by_length,
+            compile=compile,
+            sample_every=sample_every,
+            num_samples=num_samples,
         )
-        self.pad_id = model.pad_id
-        self.max_seq_len = model.max_seq_len
-        self.codes_a_face = model.num_codes_per_face
+        with evaluating(model.autoencoder):
+            require_initialized(model.autoencoder.quantizer)
         self.is_conditioned = model.condition_on_text
+        self.sample_texts = sample_texts
+        self.inputs = TransformerInputs(
+            max_seq_len=model.max_seq_len,
+            num_quantizers=model.num_quantizers,
+            codes_a_face=model.num_codes_per_face,
+            pad_id=model.pad_id,
+        )
         for each in (dataset, val_dataset):
-            self._check_dataset(each, model)
-        super().__init__(model, dataset, val_dataset, options, pad_id=model.pad_id)
-
-    def _check_dataset(self, dataset: Dataset[Any] | None, model: MeshTransformer) -> None:
-        """Check what a data set knows of its meshes without reading them."""
-        if not isinstance(dataset, MeshDataset):
-            return
-        self._check_lengths(dataset.num_faces * self.codes_a_face, "mesh {} of the data set")
-        takes_codes = "codes" in dataset.item_keys
-        if takes_codes and dataset.codes_fingerprint != fingerprint_weights(model.autoencoder):
-            raise ValueError(
-                "the codes of the data set must come from the transformer's autoencoder, got "
-                "codes of another one, or of other weights; call "
-                "dataset.cache_codes(transformer.autoencoder)"
-            )
-
-    def _check_lengths(self, lengths: Tensor, place: str) -> None:
-        longest = int(lengths.argmax())
-        length = int(lengths[longest])
-        if length > self.max_seq_len:
-            raise ValueError(
-                f"a mesh must have at most max_seq_len = {self.max_seq_len} codes "
-                f"({self.max_seq_len // self.codes_a_face} faces), got {length} "
-                f"({length // self.codes_a_face} faces) in {place.format(longest)}; leave it out, "
-                f"simplify it, or build the transformer with a larger max_seq_len"
-            )
+            self.inputs.check_dataset(each, model.autoencoder)
+        collate = collate_for(model.autoencoder, model.pad_id)
+        super().__init__(model, dataset, val_dataset, options, collate=collate)
 
     def accepted_arguments(self) -> frozenset[str]:
         """Return the names of the entries of a batch that the model takes."""
@@ -324,34 +408,40 @@ class MeshTransformerTrainer(MeshTrainer):
             require_arguments(arguments, "vertices", "faces")
         if arguments.keys() & {"text_embeds", "text_encodings"}:
             dropped.add("texts")
+        elif self.is_conditioned:
+            require_texts(arguments)
         kept = {name: entry for name, entry in arguments.items() if name not in dropped}
-        # padded to the longest, so that no value need be read unless one is too long
-        length = kept["codes"][0].numel() if "codes" in kept else kept["faces"].shape[1]
-        if length * (1 if "codes" in kept else self.codes_a_face) > self.max_seq_len:
-            self._check_lengths(self._count_codes(kept), "mesh {} of a batch")
+        self.inputs.check(kept)
         return kept
 
     def compute_losses(self, model: Module, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the cross entropy of the codes."""
         return {"loss": model(**arguments)}
 
-    def _count_codes(self, arguments: Mapping[str, Any]) -> Tensor:
-        """Return the number of codes of each mesh, "b"."""
-        if "codes" in arguments:
-            return (arguments["codes"] != self.pad_id).flatten(start_dim=1).sum(dim=1)
-        is_face = reduce(arguments["faces"] != self.pad_id, "b nf nvf -> b nf", "all")
-        return is_face.sum(dim=1) * self.codes_a_face
+    def new_meter(self) -> TransformerMeter:
+        """Return what measures a validation: loss and accuracy, overall and by place."""
+        return TransformerMeter()
+
+    def make_samples(self, model: Any, arguments: Mapping[str, Any]) -> Samples:
+        """Return generated meshes, beside those whose texts they are for."""
+        return generate_samples(model, arguments, self.sample_texts, self.options.num_samples)
+
+    @property
+    def generate(self) -> Callable[..., Any]:
+        """Sampling with the averaged model, or else the model: ``MeshTransformer.generate``."""
+        model = self.averaged_model
+        assert isinstance(model, MeshTransformer), "an average is a copy of the model"
+        return model.generate
+
+    def compiled_parts(self, model: MeshTransformer) -> list[Module]:
+        """Return the attention layers of both stages."""
+        return [model.decoder, model.fine_decoder]
 
     def count_faces(self, arguments: Mapping[str, Any]) -> Tensor:
         """Return the number of faces in a batch."""
-        return self._count_codes(arguments).sum() / self.codes_a_face
+        return self.inputs.count_codes(arguments).sum() / self.inputs.codes_a_face
 
     def count_targets(self, arguments: Mapping[str, Any]) -> Tensor:
         """Return the number of codes, and of the end that follows them in each mesh."""
-        codes = self._count_codes(arguments)
+        codes = self.inputs.count_codes(arguments)
         return codes.sum() + len(codes)
-
-
-def count_faces(faces: Tensor, pad_id: int) -> Tensor:
-    """Return the number of faces "b nf nvf" that are not padding."""
-    return reduce(faces != pad_id, "b nf nvf -> b nf", "all").sum()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -86,6 +87,15 @@ def test_file_gives_back_weights_and_arguments(path: Path) -> None:
     assert loaded.config == model.config
     assert loaded.widths == (5, 6)
     assert loaded.options == {"a": (1, {"b": None}), "rate": 0.1}
+
+
+def test_file_can_be_read_by_those_whom_the_umask_lets(path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Codebook().save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_shared_tensor_is_stored_once_and_stays_shared(path: Path) -> None:

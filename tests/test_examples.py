@@ -40,6 +40,7 @@ def furniture_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]
         transformer={"dim": 16, "attn_depth": 1, "attn_heads": 2, "attn_dim_head": 8},
         transformer_training=furniture.Training(4, batch_size=3, learning_rate=1e-3),
         num_captions=4,
+        targets={"triangle_accuracy": 1.1, "files_loaded_again": -1.0},
     )
     return furniture.run(scale, "cpu", out), out
 
@@ -53,8 +54,16 @@ def test_furniture_example_writes_what_it_reports(furniture_run: tuple[dict, Pat
     assert len(paths) == files["written"] == files["loaded_again"] == 8 - files["empty_meshes"]
     for path in paths:
         assert len(load_mesh(path).faces) > 0
-    with Image.open(out / "contact_sheet.png") as picture:
-        assert picture.width > 400 and picture.height > 200
+    for name in ("contact_sheet.png", "highlights.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 400 and picture.height > 200
+
+
+def test_furniture_example_says_what_it_missed(furniture_run: tuple[dict, Path]) -> None:
+    report, _ = furniture_run
+    assert report["missed"] == ["triangle_accuracy"]
+    stages = [each for stage, each in report["seconds"].items() if stage != "all"]
+    assert report["seconds"]["all"] == pytest.approx(sum(stages), abs=0.1)
 
 
 def test_furniture_example_judges_its_own_training_meshes_right() -> None:

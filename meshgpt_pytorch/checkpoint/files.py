@@ -4,7 +4,7 @@ Nothing in a file is ever executed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +14,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.atomic import PathLike, atomic_path
+from meshgpt_pytorch.checkpoint.errors import CheckpointError
+from meshgpt_pytorch.checkpoint.upstream import (
+    UNTRAINED_PREFIX,
+    is_upstream_file,
+    read_upstream_file,
+)
 from meshgpt_pytorch.version import __version__
 
 FORMAT = "meshgpt-pytorch"
 FORMAT_VERSION = 1
 
 
-class CheckpointError(ValueError):
-    """A file of weights that cannot be read, or does not fit the model."""
-
-
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a state dict; a tensor that it lists under several names is stored once."""
+    """Write a state dict; a tensor that it lists under several names is stored once.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_names: dict[tuple[object, ...], str] = {}
@@ -41,7 +47,14 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
         is_view = tensor.untyped_storage().nbytes() != tensor.nbytes
         stored[name] = tensor.clone() if is_view else tensor
 
-    save_file(stored, path, metadata={**metadata, "aliases": json.dumps(aliases)})
+    path.touch()
+    permissions = path.stat().st_mode
+    try:
+        save_file(stored, path, metadata={**metadata, "aliases": json.dumps(aliases)})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
+    # safetensors makes files that their owner alone can read, whatever the umask
+    path.chmod(permissions)
 
 
 class SavedFile(NamedTuple):
@@ -49,11 +62,15 @@ class SavedFile(NamedTuple):
 
     tensors: dict[str, Tensor]
     class_name: str
-    description: dict[str, Any]
+    # the class and the constructor's arguments, given the model classes by name; read when asked
+    # for, so that the weights of a file with arguments that cannot be read still load
+    describe: Callable[[Mapping[str, type]], dict[str, Any]]
+    # start of the names of weights that a model without them may leave out
+    optional_prefix: str | None = None
 
 
 def read_model_file(path: PathLike) -> SavedFile:
-    """Read a file that `SavedModule.save` wrote, onto the CPU.
+    """Read a file that `SavedModule.save` wrote, or one of 1.x, onto the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,15 +79,9 @@ def read_model_file(path: PathLike) -> SavedFile:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PK\x03\x04" or start[:1] == b"\x80":
-        raise CheckpointError(
-            f"{path} is a pickle (torch.save), wanted a safetensors file written by save(); for a "
-            f"file of meshgpt-pytorch 1.x build the model with the same "
-            f"arguments, call model.load_state_dict(torch.load(path, weights_only=True)['model']), "
-            f"and save it"
-        )
+    if is_upstream_file(path):
+        upstream = read_upstream_file(path)
+        return SavedFile(upstream.tensors, upstream.class_name, upstream.describe, UNTRAINED_PREFIX)
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -96,13 +107,21 @@ def read_model_file(path: PathLike) -> SavedFile:
 
     for name, first in json.loads(metadata["aliases"]).items():
         tensors[name] = tensors[first]
-    return SavedFile(tensors, metadata["class"], json.loads(metadata["config"]))
+    description = json.loads(metadata["config"])
+    return SavedFile(tensors, metadata["class"], lambda _: description)
 
 
 def save_training_state(path: PathLike, state: Mapping[str, Any]) -> None:
-    """Write plain containers, numbers and tensors (optimizer, step, random states), in one step."""
+    """Write plain containers, numbers and tensors (optimizer, step, random states), in one step.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+        try:
+            torch.save(dict(state), temporary)
+        except RuntimeError as error:  # of torch's zip writer
+            raise OSError(f"{path} could not be written ({error}); is the disk full?") from error
 
 
 def load_training_state(path: PathLike) -> dict[str, Any]:

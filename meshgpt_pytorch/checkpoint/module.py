@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from meshgpt_pytorch.checkpoint.atomic import PathLike, atomic_path
+from meshgpt_pytorch.checkpoint.errors import CheckpointError
 from meshgpt_pytorch.checkpoint.files import (
     FORMAT,
     FORMAT_VERSION,
-    CheckpointError,
+    SavedFile,
     read_model_file,
     write_tensors,
 )
+from meshgpt_pytorch.checkpoint.hub import HubModel
 from meshgpt_pytorch.version import __version__
 
 AnyModel = TypeVar("AnyModel", bound="SavedModule")
@@ -36,7 +38,7 @@ class LoadReport(NamedTuple):
     misshapen: tuple[str, ...]
 
 
-class SavedModule(Module):
+class SavedModule(HubModel):
     """A module that remembers its constructor arguments, and saves itself into one file.
 
     Subclasses need do nothing. A constructor argument that is an object of the user's (a text
@@ -54,7 +56,8 @@ class SavedModule(Module):
         SavedModule.known_classes[cls.__name__] = cls
 
     def __new__(cls: type[AnyModel], *args: Any, **kwargs: Any) -> AnyModel:
-        self = super().__new__(cls)
+        # past the hub's mixin, which would record the arguments too
+        self: AnyModel = object.__new__(cls)
         # wrong arguments are left for __init__ to refuse
         with suppress(TypeError):
             # recorded here and not in __init__, so that a subclass need not take part; copy and
@@ -71,6 +74,15 @@ class SavedModule(Module):
         """
         config: dict[str, Any] = json.loads(json.dumps(self.checked_description()["config"]))
         return config
+
+    def summary(self) -> dict[str, Any]:
+        """Return the format, the library's version, the class and its arguments, for JSON."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "library_version": __version__,
+            **self.checked_description(),
+        }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -117,7 +129,7 @@ class SavedModule(Module):
         """Load the weights of a file into this model, which keeps its device and its dtype.
 
         Args:
-            path: file that `save` wrote.
+            path: file that `save` wrote, or one of meshgpt-pytorch 1.x, also of its trainers.
             strict: whether every key must be in both, with one shape. Else the keys that differ
                 are left alone, with a warning.
 
@@ -135,7 +147,7 @@ class SavedModule(Module):
                 f"{path} holds a {saved.class_name}, wanted a {type(self).__name__}; load it with "
                 f"{saved.class_name}.init_and_load"
             )
-        return self.load_tensors(saved.tensors, path, strict)
+        return self.load_tensors(wanted_tensors(saved, self), path, strict)
 
     def load_tensors(
         self, tensors: Mapping[str, Tensor], path: PathLike, strict: bool
@@ -179,7 +191,7 @@ class SavedModule(Module):
         """Build the model that a file describes, and load its weights, in the dtype they have.
 
         Args:
-            path: file that `save` wrote.
+            path: file that `save` wrote, or one of meshgpt-pytorch 1.x; nothing in it is executed.
             strict: as in `load`.
             overrides: constructor arguments that replace those of the file. Arguments that a file
                 cannot hold (a text encoder) must be given here again.
@@ -195,9 +207,10 @@ class SavedModule(Module):
                 f"{path} holds a {saved.class_name}, wanted a {cls.__name__}; use "
                 f"{saved.class_name}.init_and_load"
             )
-        model = build(saved_class, saved.description, overrides or {}, path)
+        description = saved.describe(SavedModule.known_classes)
+        model = build(saved_class, description, overrides or {}, path)
         take_dtypes(model, saved.tensors)
-        model.load_tensors(saved.tensors, path, strict)
+        model.load_tensors(wanted_tensors(saved, model), path, strict)
         return model
 
 
@@ -217,6 +230,14 @@ def record_arguments(
             recorded[name] = plain
     not_saved = [name for name in model_class.transient_arguments if given.get(name) is not None]
     return {"_recorded_arguments": recorded, "_not_saved": not_saved}
+
+
+def wanted_tensors(saved: SavedFile, model: Module) -> dict[str, Tensor]:
+    """Leave out tensors of a file that a model may do without, and does."""
+    prefix = saved.optional_prefix
+    if prefix is None or any(name.startswith(prefix) for name in model.state_dict()):
+        return saved.tensors
+    return {name: item for name, item in saved.tensors.items() if not name.startswith(prefix)}
 
 
 def take_dtypes(model: Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Set up accelerate: devices, processes, mixed precision and trackers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,16 +10,24 @@ from accelerate.utils import (
     broadcast_object_list,
     is_wandb_available,
 )
+from torch.nn import Module
+
+COMPILER = "inductor"
 
 
 def build_accelerator(
-    accelerator_kwargs: Mapping[str, Any] | None, *, use_wandb_tracking: bool
+    accelerator_kwargs: Mapping[str, Any] | None,
+    *,
+    use_wandb_tracking: bool,
+    find_unused_parameters: bool = False,
 ) -> Accelerator:
     """Make an accelerator.
 
     Args:
         accelerator_kwargs: arguments of ``accelerate.Accelerator``; left as they are.
         use_wandb_tracking: log with wandb.
+        find_unused_parameters: let processes look for parameters that a step left out, which
+            costs time; without it such a step is an error.
 
     Raises:
         ImportError: wandb is asked for and not installed.
@@ -32,9 +40,9 @@ def build_accelerator(
                 "pip install 'meshgpt-pytorch[tracking]'"
             )
         kwargs["log_with"] = "wandb"
-    # a step may pass over parameters: those of a null text, where no text was dropped
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    kwargs.setdefault("kwargs_handlers", [unused])
+    if find_unused_parameters:
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        kwargs.setdefault("kwargs_handlers", [unused])
     return Accelerator(**kwargs)
 
 
@@ -44,3 +52,12 @@ def common_seed(seed: int | None) -> int:
         return seed
     drawn = [int(torch.randint(2**31, ()).item())]
     return int(broadcast_object_list(drawn)[0])
+
+
+def compile_parts(parts: Iterable[Module]) -> None:
+    """Compile parts of a model in place, for lengths that change; names of weights stay.
+
+    What reads values or derives graphs stays outside of the parts, so that each is one graph.
+    """
+    for part in parts:
+        part.compile(dynamic=True, backend=COMPILER)

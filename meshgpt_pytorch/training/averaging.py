@@ -14,7 +14,9 @@ class AveragedModel:
     """Keep a copy of a model whose weights are the moving average of the model's.
 
     ema-pytorch leaves out what is not a float, so that a codebook's flag "initialised" stayed
-    False in the copy, which then threw its codebook away; such buffers are copied here.
+    False in the copy, which then threw its codebook away; such buffers are copied here. Where a
+    flag changes, the buffers beside it were just filled, and are copied too: an average with what
+    was there before would be of nothing.
     """
 
     def __init__(self, model: SavedModule, ema_kwargs: Mapping[str, Any]) -> None:
@@ -37,10 +39,12 @@ class AveragedModel:
     def update(self) -> None:
         """Take one step of the model into the average."""
         self.ema.update()
-        online = dict(self.online_model.named_buffers())
-        for name, buffer in self.model.named_buffers():
-            if not buffer.is_floating_point() and not buffer.is_complex():
-                buffer.copy_(online[name])
+        pairs = zip(self.model.modules(), self.online_model.modules(), strict=True)
+        for averaged, online in pairs:
+            update_buffers(
+                dict(averaged.named_buffers(recurse=False)),
+                dict(online.named_buffers(recurse=False)),
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counters; the weights are saved with the model."""
@@ -50,3 +54,14 @@ class AveragedModel:
         """Restore the counters."""
         self.ema.step.copy_(state["step"])
         self.ema.initted.copy_(state["initted"])
+
+
+def update_buffers(averaged: Mapping[str, Tensor], online: Mapping[str, Tensor]) -> None:
+    """Copy what is no float; and the floats too, where a flag differs, without asking the host."""
+    flags = [name for name, buffer in averaged.items() if buffer.dtype == torch.bool]
+    changed = [(averaged[name] != online[name]).any() for name in flags]
+    for name, buffer in averaged.items():
+        if not buffer.is_floating_point() and not buffer.is_complex():
+            buffer.copy_(online[name])
+        elif changed:
+            buffer.copy_(torch.where(torch.stack(changed).any(), online[name], buffer))

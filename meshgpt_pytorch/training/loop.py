@@ -1,41 +1,48 @@
 """The loop that both trainers share: train -> step -> validate -> save."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
-from os import PathLike
+from math import inf, isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.modes import evaluating
-from meshgpt_pytorch.training.acceleration import build_accelerator, common_seed
+from meshgpt_pytorch.training.acceleration import (
+    build_accelerator,
+    common_seed,
+    compile_parts,
+)
 from meshgpt_pytorch.training.averaging import AveragedModel
 from meshgpt_pytorch.training.batches import (
-    ShuffledSampler,
+    Collate,
     TrainingBatches,
-    build_loader,
+    build_validation_loader,
     forward_arguments,
-    num_samples,
 )
-from meshgpt_pytorch.training.folders import Stateful, read_checkpoint, save_checkpoint
-from meshgpt_pytorch.training.optimizer import LearningRate, build_optimizer, load_optimizer_state
+from meshgpt_pytorch.training.checkpointing import Checkpointing
+from meshgpt_pytorch.training.interruption import EXIT_CODE, Interruption, noting_sigterm
+from meshgpt_pytorch.training.optimizer import LearningRate, build_optimizer
 from meshgpt_pytorch.training.options import Record, TrainerOptions
-from meshgpt_pytorch.training.random_state import get_random_state, set_random_state
+from meshgpt_pytorch.training.random_state import seeded
 from meshgpt_pytorch.training.reporting import Reporter
+from meshgpt_pytorch.training.sampling import FirstItems, Samples, require_pictures
+from meshgpt_pytorch.training.skipping import SkippedSteps
+from meshgpt_pytorch.training.validation import Meter
 
 
-class MeshTrainer:
+class MeshTrainer(Checkpointing):
     """Train one model on one data set; the public trainers say how a batch becomes a loss."""
-
-    checkpoint_name: ClassVar[str]
 
     def __init__(
         self,
@@ -44,7 +51,8 @@ class MeshTrainer:
         val_dataset: Dataset[Any] | None,
         options: TrainerOptions,
         *,
-        pad_id: int,
+        collate: Callable[..., Any],
+        may_skip_parameters: bool = False,
     ) -> None:
         """Check options and data, and set up everything but the random generators.
 
@@ -53,7 +61,8 @@ class MeshTrainer:
             dataset: samples to train on.
             val_dataset: samples to validate with.
             options: options of the run.
-            pad_id: marks padding.
+            collate: ``custom_collate``, told what the model reads.
+            may_skip_parameters: whether a step may leave parameters without a gradient.
 
         Raises:
             ValueError: an option or a data set that training cannot work with.
@@ -61,32 +70,44 @@ class MeshTrainer:
         """
         self.options = options
         self.step = 0
+        self.last_checkpoint: Path | None = None
         self.accelerator = build_accelerator(
-            options.accelerator_kwargs, use_wandb_tracking=options.use_wandb_tracking
+            options.accelerator_kwargs,
+            use_wandb_tracking=options.use_wandb_tracking,
+            find_unused_parameters=may_skip_parameters,
         )
         self.checkpoint_folder = Path(options.checkpoint_folder)
         self.data_kwargs = tuple(getattr(dataset, "data_kwargs", None) or options.data_kwargs)
+        collate = partial(collate, data_kwargs=self.data_kwargs)
 
         self.batches = TrainingBatches(
             dataset,
             self.accelerator,
             batch_size=options.batch_size,
-            pad_id=pad_id,
+            collate=collate,
             seed=common_seed(options.seed),
+            num_workers=options.num_workers,
+            bucket_by_length=options.bucket_by_length,
+            grad_accum_every=options.grad_accum_every,
         )
+        self.num_train_steps = options.num_train_steps or self.batches.steps_in_epochs(
+            options.num_epochs or 0
+        )
+        self._check_first_item(dataset, collate)
+        self.first_items = FirstItems(
+            dataset if val_dataset is None else val_dataset, options.num_samples, collate
+        )
+        if options.sample_every is not None:
+            require_pictures()
         self.val_loader = None
         if val_dataset is not None:
-            length = num_samples(val_dataset)
-            if length == 0:
-                raise ValueError("val_dataset must hold at least one sample, got none; pass None")
-            # one order at all times, so that the first batches are a fixed random share
-            self.val_loader = build_loader(
+            self.val_loader = build_validation_loader(
                 val_dataset,
-                ShuffledSampler(length, seed=0),
                 batch_size=options.batch_size,
-                pad_id=pad_id,
-                drop_last=False,
+                collate=collate,
+                num_workers=options.num_workers,
             )
+            self._check_first_item(val_dataset, collate)
 
         if self.accelerator.device_placement:
             model.to(self.accelerator.device)  # before the optimizer, whose kernels may ask
@@ -94,18 +115,10 @@ class MeshTrainer:
         if options.ema_kwargs is not None and self.is_main:
             self.average = AveragedModel(model, options.ema_kwargs)
 
-        optimizer = build_optimizer(
-            model,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            optimizer_kwargs=options.optimizer_kwargs,
-        )
-        self.learning_rate = LearningRate(
-            optimizer,
-            scheduler=options.scheduler,
-            scheduler_kwargs=options.scheduler_kwargs,
-            warmup_steps=options.warmup_steps,
-        )
+        optimizer = self._build_optimizer(model)
+        self.skipped = SkippedSteps(options.max_skipped_steps)
+        if options.compile:
+            compile_parts(self.compiled_parts(model))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.reporter = Reporter(
             self.accelerator,
@@ -113,6 +126,24 @@ class MeshTrainer:
             name=self.checkpoint_name,
             progress=options.progress,
         )
+
+    def _build_optimizer(self, model: Module) -> Optimizer:
+        """Make the optimizer, and attach to it what sets its learning rate."""
+        options = self.options
+        optimizer = build_optimizer(
+            model,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            optimizer_kwargs=options.optimizer_kwargs,
+            optimizer=options.optimizer,
+        )
+        self.learning_rate = LearningRate(
+            optimizer,
+            scheduler=options.scheduler,
+            scheduler_kwargs=options.scheduler_kwargs,
+            warmup_steps=options.warmup_steps,
+        )
+        return optimizer
 
     # what a trainer adds
 
@@ -136,11 +167,29 @@ class MeshTrainer:
         """Return the number of predictions that the loss averages over, or its like."""
         raise NotImplementedError
 
+    def make_samples(self, model: Any, arguments: Mapping[str, Any]) -> Samples:
+        """Return what a model, in eval mode, makes of some items."""
+        raise NotImplementedError
+
+    def new_meter(self) -> Meter:
+        """Return what measures a validation."""
+        raise NotImplementedError
+
+    def compiled_parts(self, model: Any) -> list[Module]:
+        """Return the parts of a model that `compile` is for."""
+        raise NotImplementedError
+
     # the loop
 
     def train(self) -> None:
-        """Train until the step count, the time limit, or a hook ends it; may be called again."""
+        """Train until the step count, the time limit, or a hook ends it; may be called again.
+
+        Raises:
+            SystemExit: the process was sent SIGTERM; a checkpoint of the step was saved before.
+        """
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            self.checkpoints.put_in_order()
         if self.options.seed is not None and self.step == 0:
             set_seed(self.options.seed, device_specific=True)
         if not self.model.training:
@@ -148,17 +197,28 @@ class MeshTrainer:
 
         started = time.monotonic()
         batches = iter(self.batches)
-        with self.reporter.running(self.step, self.options.num_train_steps):
-            while self.step < self.options.num_train_steps and not self._is_late(started):
+        with noting_sigterm() as sigterm, self.reporter.running(self.step, self.num_train_steps):
+            while self.step < self.num_train_steps and not self._is_late(started):
                 record = self._train_step(batches)
-                if self.val_loader is not None and self.step % self.options.val_every == 0:
+                is_ending = self._is_ending(sigterm)
+                is_val_due = self.val_loader is not None and self.step % self.options.val_every == 0
+                # who sends SIGTERM does not wait for a validation
+                if is_val_due and not is_ending:
                     record |= self.validate()
+                is_sample_due = self.step % (self.options.sample_every or inf) == 0
+                if is_sample_due and not is_ending:
+                    self.sample()
                 self.reporter.report(record)
-                if self.step % self.options.checkpoint_every == 0:
-                    self.save(self.checkpoint_folder / f"{self.checkpoint_name}.ckpt.{self.step}")
+                self._stop_if_diverged(record)
+                is_save_due = self.step % self.options.checkpoint_every == 0 or is_ending
+                # what is saved in a row of skipped steps might be what makes them fail
+                if is_save_due and not self.skipped.in_a_row:
+                    self.save_step()
+                if is_ending:
+                    raise SystemExit(EXIT_CODE)
                 if self.options.on_step is not None and self.options.on_step(record):
                     break
-        self.print(f"{self.checkpoint_name}: {self.step} of {self.options.num_train_steps} steps")
+        self.print(f"{self.checkpoint_name}: {self.step} of {self.num_train_steps} steps")
 
     __call__ = forward = train
 
@@ -180,30 +240,67 @@ class MeshTrainer:
                 totals.setdefault(name, loss.new_zeros((), dtype=torch.float32))
                 totals[name] += loss.detach() * weights[index]
 
-        if self.options.max_grad_norm is not None:
-            totals["grad_norm"] = self.accelerator.clip_grad_norm_(
-                self.model.parameters(), self.options.max_grad_norm
-            )
+        max_grad_norm = self.options.max_grad_norm
+        grad_norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), inf if max_grad_norm is None else max_grad_norm
+        )
+        # some engines of accelerate clip on their own
+        if grad_norm is not None:
+            totals["grad_norm"] = torch.as_tensor(grad_norm)
         faces = [self.count_faces(arguments).float() for arguments in micro_batches]
         totals["faces"] = torch.stack(faces).sum()
         numbers = self._read(totals)
-        learning_rate = self._optimizer_step()
-
         total_faces = numbers.pop("faces") * self.accelerator.num_processes
-        speed = {"faces_per_second": total_faces / (time.monotonic() - started)}
-        return {"step": self.step, **numbers, "learning_rate": learning_rate, **speed}
+        numbers["learning_rate"] = self.learning_rate.value
+        if not self._optimizer_step(is_finite=all(map(isfinite, numbers.values()))):
+            numbers["skipped"] = 1.0
 
-    def _optimizer_step(self) -> float:
-        """Update the weights, their average and the schedule; return the learning rate used."""
-        learning_rate = self.learning_rate.value
-        self.optimizer.step()
+        numbers["faces_per_second"] = total_faces / (time.monotonic() - started)
+        return {"step": self.step, **numbers}
+
+    def _optimizer_step(self, *, is_finite: bool) -> bool:
+        """Update the weights, their average and the schedule; return whether the step was taken.
+
+        A step whose loss or gradient is not finite is skipped, in all processes alike.
+        """
+        # a scaler of half precision skips by itself, and has to see why
+        if is_finite or self.accelerator.scaler is not None:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.learning_rate.step()
         self.step += 1
-        if self.average is not None:
-            self.average.update()
-        return learning_rate
+        is_taken = is_finite and not self.accelerator.optimizer_step_was_skipped
+        if is_taken:
+            self.learning_rate.step()
+            if self.average is not None:
+                self.average.update()
+        return is_taken
+
+    @torch.no_grad()
+    def sample(self) -> Path:
+        """Write what the averaged model, or else the model, makes now; return the folder.
+
+        To be called by every process; the main one samples. The random numbers of training are
+        not touched.
+
+        Raises:
+            RuntimeError: Pillow is not installed.
+        """
+        self.wait()
+        folder = self.checkpoint_folder / f"{self.checkpoint_name}.samples.{self.step}"
+        if self.is_main:
+            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            batch = send_to_device(self.first_items.read(), self.device)
+            model = self.averaged_model
+            with evaluating(model), self.accelerator.autocast():
+                samples = self.make_samples(model, self._forward_arguments(batch))
+            samples.write(folder)
+        self.wait()
+        return folder
+
+    def _stop_if_diverged(self, record: Record) -> None:
+        """Count steps that were skipped, and end training after too many in a row."""
+        if self.skipped.are_too_many(record, self.accelerator.scaler):
+            raise self.skipped.error(record, self.batches.recent_indices(), self.last_checkpoint)
 
     def _weights(self, micro_batches: list[dict[str, Any]]) -> list[Tensor | float]:
         """Share the step among its batches by their targets, as one large batch would.
@@ -236,13 +333,27 @@ class MeshTrainer:
             self.accelerator.set_trigger()
         return bool(self.accelerator.check_trigger())
 
+    def _is_ending(self, sigterm: Interruption) -> bool:
+        """Tell whether any process was asked to end, for all processes alike."""
+        if self.accelerator.num_processes == 1:
+            return sigterm.is_requested
+        if sigterm.is_requested:
+            self.accelerator.set_trigger()
+        return bool(self.accelerator.check_trigger())
+
+    def _check_first_item(self, dataset: Dataset[Any], collate: Collate) -> None:
+        """Check what the items of a data set are, before anything is built for them."""
+        with seeded(0):
+            batch = collate([dataset[0]])
+        self._forward_arguments(batch)
+
     def _forward_arguments(self, batch: Any) -> dict[str, Any]:
         arguments = forward_arguments(batch, self.data_kwargs, self.accepted_arguments())
         return self.check_arguments(arguments)
 
     @torch.no_grad()
     def validate(self) -> Record:
-        """Return the mean losses over the validation set, of the averaged model if there is one.
+        """Measure the averaged model, or else the model, on the validation set.
 
         Up to `val_num_batches` batches are read, always the same ones, by the main process. Every
         part of the model is left in the mode it was in.
@@ -250,141 +361,13 @@ class MeshTrainer:
         if self.val_loader is None:
             raise ValueError("validate needs a val_dataset, got None; pass one to the trainer")
         self.wait()
-        totals: dict[str, float] = {}
-        count = 0.0
-        model = self.unwrapped_model if self.average is None else self.average.model
+        meter = self.new_meter()
+        model = self.averaged_model
         batches = islice(self.val_loader, self.options.val_num_batches) if self.is_main else ()
         with evaluating(model):
             for batch in batches:
                 arguments = self._forward_arguments(send_to_device(batch, self.device))
                 with self.accelerator.autocast():
-                    losses = self.compute_losses(model, arguments)
-                weight = self.count_targets(arguments).item()
-                count += weight
-                for name, loss in losses.items():
-                    totals[name] = totals.get(name, 0.0) + loss.item() * weight
+                    meter.add(model, arguments)
         self.wait()
-        return {f"val_{name}": total / count for name, total in totals.items()}
-
-    # checkpoints
-
-    def save(self, path: str | PathLike[str], overwrite: bool = True) -> None:
-        """Write a checkpoint folder in one step; to be called by every process.
-
-        Args:
-            path: folder: model.safetensors, ema.safetensors (if there is an average),
-                trainer_state.pt and history.jsonl.
-            overwrite: whether a checkpoint of that name is replaced.
-
-        Raises:
-            FileExistsError: the path exists and `overwrite` is False.
-        """
-        parts = self._stateful_parts()
-        state = {
-            "step": self.step,
-            # a collective call: each process has random generators of its own
-            "random_states": gather_object([get_random_state()]),
-            "optimizer": self.optimizer.state_dict(),
-            **{name: part.state_dict() for name, part in parts.items()},
-        }
-        if self.is_main:
-            models = {"model": self.unwrapped_model}
-            if self.average is not None:
-                models["ema"] = self.average.model
-            save_checkpoint(path, models, state, self.history, overwrite=overwrite)
-        self.wait()
-
-    def load(self, path: str | PathLike[str]) -> None:
-        """Go on from a checkpoint folder that `save` wrote, with its optimizer's settings.
-
-        Args:
-            path: the folder. Without an average in it, the average starts at its model.
-
-        Warns:
-            UserWarning: this trainer was told another learning rate or weight decay.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            CheckpointError: a file in it is damaged, or of another model or format.
-        """
-        folder, state, history = read_checkpoint(path)
-        self.unwrapped_model.load(folder / "model.safetensors")
-        if self.average is not None:
-            name = "ema.safetensors" if "average" in state else "model.safetensors"
-            self.average.model.load(folder / name)
-        load_optimizer_state(self.optimizer, state["optimizer"])
-        for name, part in self._stateful_parts().items():
-            if name in state:
-                part.load_state_dict(state[name])
-        self.step = state["step"]
-        self.reporter.history = history
-        # with another number of processes there is no run to repeat exactly
-        if len(state["random_states"]) == self.accelerator.num_processes:
-            set_random_state(state["random_states"][self.accelerator.process_index])
-
-    def _stateful_parts(self) -> dict[str, Stateful]:
-        parts: dict[str, Stateful | None] = {
-            "learning_rate": self.learning_rate,
-            "average": self.average,
-            "scaler": self.accelerator.scaler,
-            "batches": self.batches,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
-    # what users reach for
-
-    @property
-    def history(self) -> list[Record]:
-        """One record of numbers for each step, from the first on."""
-        return self.reporter.history
-
-    @property
-    def unwrapped_model(self) -> SavedModule:
-        """The model itself, without what accelerate puts around it."""
-        model: SavedModule = self.accelerator.unwrap_model(self.model)
-        return model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is trained."""
-        return self.accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.accelerator.is_main_process
-
-    @property
-    def is_local_main(self) -> bool:
-        """Whether this process is the first of its machine."""
-        return self.accelerator.is_local_main_process
-
-    def wait(self) -> None:
-        """Wait for all processes."""
-        self.accelerator.wait_for_everyone()
-
-    def print(self, msg: str) -> None:
-        """Write a line above the progress bar, from the main process."""
-        self.reporter.say(msg)
-
-    def log(self, **numbers: float) -> None:
-        """Send numbers to the trackers, at the present step."""
-        self.accelerator.log(numbers, step=self.step)
-
-    def wandb_tracking(
-        self, project: str, run: str | None = None, hps: Mapping[str, Any] | None = None
-    ) -> AbstractContextManager[None]:
-        """Track what is trained inside a ``with`` block in a wandb run.
-
-        Args:
-            project: wandb project.
-            run: name of the run.
-            hps: hyperparameters to store with the run.
-        """
-        return self.reporter.tracking(project, run, hps, kind="wandb")
-
-    def tracking(
-        self, project: str, hps: Mapping[str, Any] | None = None
-    ) -> AbstractContextManager[None]:
-        """Track inside a ``with`` block in all that ``accelerator_kwargs["log_with"]`` names."""
-        return self.reporter.tracking(project, None, hps, kind=None)
+        return {f"val_{name}": value for name, value in meter.result().items()}

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices only, and the learning rate of each step."""
+"""The optimizer, with weight decay on matrices only, and the learning rate of each step."""
 
 import inspect
 import warnings
@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from meshgpt_pytorch.training.options import SchedulerFactory
+from meshgpt_pytorch.training.options import OptimizerFactory, SchedulerFactory
 
 DEFAULT_BETAS = (0.9, 0.99)
 
@@ -20,26 +20,35 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float = 0.0,
     optimizer_kwargs: Mapping[str, Any] | None = None,
-) -> AdamW:
-    """Make AdamW over the parameters that are not frozen.
+    optimizer: Optimizer | OptimizerFactory | None = None,
+) -> Optimizer:
+    """Make an optimizer over the parameters that are not frozen, or check a ready one.
 
     Args:
         model: its parameters with ``requires_grad`` are trained.
         learning_rate: base of the schedule.
         weight_decay: applied to matrices (2 axes and more); gains and biases are left alone.
-        optimizer_kwargs: further arguments of ``torch.optim.AdamW``, and
-            ``omit_gammas_and_betas_from_wd``: False decays gains and biases too. The betas are
-            (0.9, 0.99) by default.
+        optimizer_kwargs: further arguments of the optimizer's class, and
+            ``omit_gammas_and_betas_from_wd``: False decays gains and biases too. The betas of the
+            default class are (0.9, 0.99) unless given.
+        optimizer: class of an optimizer, ``torch.optim.AdamW`` by default; or a ready optimizer of
+            the model's parameters, whose own learning rate and weight decay count.
 
     Raises:
-        ValueError: an argument that AdamW does not have, or that the trainer itself sets; or no
-            parameter to train.
+        ValueError: an argument that the class does not have, or that the trainer itself sets; no
+            parameter to train; an optimizer of another model, or one that asks for a closure.
     """
-    optimizer_kwargs = {"betas": DEFAULT_BETAS, **(optimizer_kwargs or {})}
+    if isinstance(optimizer, Optimizer):
+        return check_ready_optimizer(optimizer, model, optimizer_kwargs)
+    build = AdamW if optimizer is None else optimizer
+    defaults = {"betas": DEFAULT_BETAS} if optimizer is None else {}
+    optimizer_kwargs = {**defaults, **(optimizer_kwargs or {})}
     only_matrices = optimizer_kwargs.pop("omit_gammas_and_betas_from_wd", True)
-    known = set(inspect.signature(AdamW).parameters) - {"params", "lr", "weight_decay"}
+    parameters = inspect.signature(build).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = set(parameters) - {"params", "lr", "weight_decay"}
     unknown = sorted(optimizer_kwargs.keys() - known)
-    if unknown:
+    if unknown and not (takes_any and not {"lr", "weight_decay"} & set(unknown)):
         raise ValueError(
             f"optimizer_kwargs must be among {sorted(known)}, got {unknown}; learning_rate and "
             f"weight_decay are arguments of the trainer"
@@ -51,8 +60,48 @@ def build_optimizer(
     decayed = [parameter for parameter in trained if parameter.ndim >= 2 or not only_matrices]
     others = [parameter for parameter in trained if parameter.ndim < 2 and only_matrices]
     # two groups at all times, so that the states of any two runs have one form
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, **optimizer_kwargs)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others}]
+    if takes_any or "weight_decay" in parameters:
+        groups[1]["weight_decay"] = 0.0
+        optimizer_kwargs["weight_decay"] = weight_decay
+    elif weight_decay:
+        raise ValueError(
+            f"{getattr(build, '__name__', build)} has no weight decay, got weight_decay="
+            f"{weight_decay}; pass 0, or another optimizer"
+        )
+    return require_no_closure(build(groups, lr=learning_rate, **optimizer_kwargs))
+
+
+def check_ready_optimizer(
+    optimizer: Optimizer, model: Module, optimizer_kwargs: Mapping[str, Any] | None
+) -> Optimizer:
+    """Check that an optimizer made by the user trains the model."""
+    kind = type(optimizer).__name__
+    if optimizer_kwargs:
+        raise ValueError(
+            f"optimizer_kwargs {dict(optimizer_kwargs)} are for a class of optimizers, got a ready "
+            f"{kind}; pass optimizer={kind}, or set them where you build it"
+        )
+    own = set(model.parameters())
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter not in own for parameter in trained):
+        raise ValueError(
+            "the optimizer must be over parameters of the model to train, got parameters of "
+            "another; build it with model.parameters(), after the model was loaded or copied"
+        )
+    return require_no_closure(optimizer)
+
+
+def require_no_closure(optimizer: Optimizer) -> Optimizer:
+    """Refuse optimizers that run the model themselves, such as LBFGS."""
+    # the class, since schedulers wrap the method of an object
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"the optimizer must step from gradients alone, got {type(optimizer).__name__}, which "
+            f"runs the model itself in a closure; choose another class of torch.optim"
+        )
+    return optimizer
 
 
 class LearningRate:
@@ -111,6 +160,14 @@ class LearningRate:
             self.full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._apply_warmup()
 
+    def skip_to(self, step: int) -> None:
+        """Move on to the rate of a step that was reached without this schedule."""
+        with warnings.catch_warnings():
+            # torch warns of a schedule that runs ahead of its optimizer, which is what is wanted
+            warnings.simplefilter("ignore")
+            while self.steps_done < step:
+                self.step()
+
     def _apply_warmup(self) -> None:
         if self.steps_done < self.warmup_steps:
             factor = (self.steps_done + 1) / self.warmup_steps
@@ -156,9 +213,9 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     Warns:
         UserWarning: this run was told another weight decay.
     """
-    wanted = optimizer.param_groups[0]["weight_decay"]
+    wanted = optimizer.param_groups[0].get("weight_decay", 0.0)
     optimizer.load_state_dict(dict(state))
-    loaded = optimizer.param_groups[0]["weight_decay"]
+    loaded = optimizer.param_groups[0].get("weight_decay", 0.0)
     if loaded != wanted:
         warn_of_setting("weight_decay", loaded, wanted)
 

@@ -1,6 +1,8 @@
 """The state of every random generator that training draws from, as plain values."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,3 +35,24 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Run a block with the global CPU generators seeded, and put them back after it.
+
+    Args:
+        numbers: what the randomness of the block depends on, each 0 or more.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # not torch.manual_seed, which would seed the accelerators too
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

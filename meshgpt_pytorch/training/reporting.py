@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from tqdm.auto import tqdm
 from meshgpt_pytorch.training.options import Record
 
 SHOWN_IN_BAR = ("loss", "learning_rate", "faces_per_second", "val_loss")
+
+
+def to_json(record: Record) -> str:
+    """Write a record as one line; JSON has no nan and no infinity, so these become null."""
+    return json.dumps({name: value if isfinite(value) else None for name, value in record.items()})
 
 
 class Reporter:
@@ -48,7 +54,7 @@ class Reporter:
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a") as file:
-            file.write(f"{json.dumps(record)}\n")
+            file.write(f"{to_json(record)}\n")
         numbers = {name: value for name, value in record.items() if name != "step"}
         self.accelerator.log(numbers, step=int(record["step"]))
         if self.bar is not None:

@@ -67,8 +67,8 @@ def make_autoencoder(**kwargs: Any) -> MeshAutoencoder:
     return MeshAutoencoder(**{**sizes, **kwargs})
 
 
-def make_transformer(**kwargs: Any) -> MeshTransformer:
-    autoencoder = make_autoencoder()
+def make_transformer(autoencoder: MeshAutoencoder | None = None, **kwargs: Any) -> MeshTransformer:
+    autoencoder = make_autoencoder() if autoencoder is None else autoencoder
     sizes: dict[str, Any] = {
         "dim": 16,
         "max_seq_len": 72,

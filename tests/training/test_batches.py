@@ -1,14 +1,17 @@
 """Order of samples, place in an epoch, and what of a batch reaches a model."""
 
+import random
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset, IterableDataset
 
+from meshgpt_pytorch.data import custom_collate
 from meshgpt_pytorch.training.batches import (
     ShuffledSampler,
     TrainingBatches,
@@ -42,7 +45,11 @@ class Stream(IterableDataset[int]):
 
 def make(length: int = 7, batch_size: int = 2, seed: int = 0) -> TrainingBatches:
     return TrainingBatches(
-        Numbers(length), Accelerator(cpu=True), batch_size=batch_size, pad_id=-1, seed=seed
+        Numbers(length),
+        Accelerator(cpu=True),
+        batch_size=batch_size,
+        collate=custom_collate,
+        seed=seed,
     )
 
 
@@ -99,6 +106,63 @@ def test_data_set_smaller_than_a_batch_is_refused() -> None:
 def test_data_set_without_a_length_is_refused() -> None:
     with pytest.raises(ValueError, match="got Stream without __len__"):
         num_samples(Stream())
+
+
+class RandomNumbers(Numbers):
+    """Samples with something drawn from each global generator."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        drawn = [random.random(), np.random.random(), torch.rand(()).item()]
+        return {"index": torch.tensor(index), "drawn": torch.tensor(drawn)}
+
+
+def draws(batches: TrainingBatches, count: int) -> dict[tuple[int, int], list[float]]:
+    """Return what each sample drew, by its turn and index."""
+    drawn = {}
+    for turn, batch in enumerate(islice(batches, count)):
+        for index, numbers in zip(batch["index"].tolist(), batch["drawn"].tolist(), strict=True):
+            drawn[turn, index] = numbers
+    return drawn
+
+
+def test_items_draw_the_same_at_random_whoever_reads_them() -> None:
+    options: dict[str, Any] = {"batch_size": 2, "collate": custom_collate, "seed": 0}
+    accelerator = Accelerator(cpu=True)
+    whole = draws(TrainingBatches(RandomNumbers(7), accelerator, **options), 6)
+    assert len({tuple(numbers) for numbers in whole.values()}) == 12
+    by_workers = TrainingBatches(RandomNumbers(7), accelerator, **options, num_workers=2)
+    start = draws(by_workers, 2)
+    assert start == {key: drawn for key, drawn in whole.items() if key[0] < 2}
+    resumed = TrainingBatches(RandomNumbers(7), accelerator, **options, num_workers=2)
+    resumed.load_state_dict(by_workers.state_dict())
+    rest = {(turn + 2, index): drawn for (turn, index), drawn in draws(resumed, 4).items()}
+    assert start | rest == whole
+
+
+def test_items_of_the_last_step_are_known() -> None:
+    batches = TrainingBatches(
+        Numbers(7),
+        Accelerator(cpu=True),
+        batch_size=2,
+        collate=custom_collate,
+        seed=0,
+        grad_accum_every=2,
+    )
+    taken = take(batches, 4)
+    assert batches.recent_indices() == taken[2] + taken[3]
+
+
+def test_steps_read_every_batch_of_the_epochs() -> None:
+    batches = TrainingBatches(
+        Numbers(7),
+        Accelerator(cpu=True),
+        batch_size=2,
+        collate=custom_collate,
+        seed=0,
+        grad_accum_every=2,
+    )
+    assert batches.batches_an_epoch == 3
+    assert [batches.steps_in_epochs(epochs) for epochs in (1, 2, 3)] == [2, 3, 5]
 
 
 def test_sampler_has_a_length() -> None:

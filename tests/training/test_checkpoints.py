@@ -62,7 +62,8 @@ def test_checkpoint_is_a_folder_with_models_that_load_alone(tmp_path: Path) -> N
         "mesh-autoencoder.history.jsonl",
     ]
     last = folder / "mesh-autoencoder.ckpt.4"
-    files = ["ema.safetensors", "history.jsonl", "model.safetensors", "trainer_state.pt"]
+    files = ["config.json", "ema.safetensors", "history.jsonl", "model.safetensors"]
+    files.append("trainer_state.pt")
     assert sorted(path.name for path in last.iterdir()) == files
     online = MeshAutoencoder.init_and_load(last / "model.safetensors")
     assert_same_state(online, trainer.unwrapped_model)

@@ -3,14 +3,17 @@
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from torch._dynamo.utils import counters
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer
+from meshgpt_pytorch.training import acceleration
 from tests.training.runs import (
     Samples,
     assert_same_state,
@@ -102,6 +105,34 @@ def test_gradient_is_clipped_over_all_parameters_together(make_trainer: Any) -> 
     trainer()
     assert norms == [pytest.approx(0.01, rel=1e-3)]
     assert trainer.history[0]["grad_norm"] > 0.01
+
+
+def test_gradient_is_clipped_by_default(make_trainer: Any) -> None:
+    trainer = make_trainer()
+    is_autoencoder = isinstance(trainer, MeshAutoencoderTrainer)
+    assert trainer.options.max_grad_norm == (1.0 if is_autoencoder else 0.5)
+
+
+def test_epochs_are_turned_into_steps(make_trainer: Any) -> None:
+    # two batches of two in five samples
+    trainer = make_trainer(num_train_steps=None, num_epochs=3, grad_accum_every=4)
+    trainer()
+    assert trainer.step == 2
+    steps = make_trainer(num_train_steps=2, grad_accum_every=4)
+    steps()
+    assert without_speed(trainer.history) == without_speed(steps.history)
+
+
+def test_ready_optimizer_trains_as_its_class_does(make_trainer: Any) -> None:
+    by_class = make_trainer(optimizer=torch.optim.SGD, learning_rate=0.1)
+    by_class()
+    trainer = make_trainer()
+    model = trainer.unwrapped_model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ready = make_trainer(model=model, optimizer=torch.optim.SGD(trained, lr=0.1))
+    ready()
+    assert without_speed(ready.history) == without_speed(by_class.history)
+    assert_same_state(ready.unwrapped_model, by_class.unwrapped_model)
 
 
 def test_learning_rate_curve_is_in_the_history_across_a_resume(make_trainer: Any) -> None:
@@ -203,6 +234,26 @@ def test_mappings_of_the_caller_are_left_alone(make_trainer: Any) -> None:
     }
 
 
+# torch.compile looks at attributes that warn
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore:Dynamo")
+def test_compiled_parts_train_as_the_model_does(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one graph for each part, without the time that a C++ compiler takes
+    monkeypatch.setattr(acceleration, "COMPILER", "aot_eager")
+    plain, compiled = make_trainer(num_train_steps=2), make_trainer(num_train_steps=2, compile=True)
+    plain()
+    torch._dynamo.reset()
+    counters.clear()
+    compiled()
+    assert counters["stats"]["unique_graphs"] > 0
+    assert dict(counters["graph_break"]) == {}
+    losses = [[record["loss"] for record in each.history] for each in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    names = [list(each.unwrapped_model.state_dict()) for each in (plain, compiled)]
+    assert names[0] == names[1]
+
+
 # trackers
 
 
@@ -243,6 +294,20 @@ def test_trackers_get_each_step_inside_the_block(make_trainer: Any) -> None:
     assert [step for step, _ in tracker.lines] == [1, 2, 3, 4, 4]
     assert tracker.lines[0][1]["loss"] == trainer.history[0]["loss"]
     assert tracker.finished
+
+
+def test_tensorboard_gets_each_step(make_trainer: Any, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(
+        accelerator_kwargs={"cpu": True, "log_with": "tensorboard", "project_dir": tmp_path}
+    )
+    with trainer.tracking("meshes", hps={"rate": 1}):
+        trainer()
+    events = EventAccumulator(str(tmp_path / "meshes"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(r["step"], pytest.approx(r["loss"])) for r in trainer.history]
 
 
 def test_wandb_is_asked_for_before_it_is_used(make_trainer: Any) -> None:

@@ -166,3 +166,56 @@ def test_optimizer_options_are_honoured() -> None:
 def test_unknown_optimizer_option_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"optimizer_kwargs must be among .* got \['{name}'\]"):
         build_optimizer(nn.Linear(2, 2), learning_rate=0.1, optimizer_kwargs={name: 0.1})
+
+
+def test_any_class_of_optimizer_may_be_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    optimizer = build_optimizer(
+        model,
+        learning_rate=0.1,
+        weight_decay=0.5,
+        optimizer=torch.optim.SGD,
+        optimizer_kwargs={"momentum": 0.9},
+    )
+    assert type(optimizer) is torch.optim.SGD
+    settings = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert settings == [(0.1, 0.9)] * 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert build_optimizer(model, learning_rate=0.1, optimizer=torch.optim.Adam).defaults[
+        "betas"
+    ] == (0.9, 0.999)
+
+
+def test_function_may_build_the_optimizer() -> None:
+    def build(groups: Any, **options: Any) -> torch.optim.Optimizer:
+        assert options == {"lr": 0.1, "weight_decay": 0.0, "eps": 1e-5}
+        return torch.optim.Adam(groups, **options)
+
+    kwargs = {"optimizer": build, "optimizer_kwargs": {"eps": 1e-5}}
+    optimizer = build_optimizer(nn.Linear(2, 2), learning_rate=0.1, **kwargs)
+    assert isinstance(optimizer, torch.optim.Adam)
+
+
+def test_ready_optimizer_keeps_its_settings() -> None:
+    model = nn.Linear(2, 2)
+    ready = torch.optim.SGD(model.parameters(), lr=0.7)
+    assert build_optimizer(model, learning_rate=0.1, weight_decay=0.5, optimizer=ready) is ready
+    rate = LearningRate(ready, warmup_steps=2)
+    assert run(rate, 3) == [0.35, 0.7, 0.7]
+
+
+def test_optimizer_that_does_not_fit_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    ready = torch.optim.SGD(model.parameters(), lr=0.7)
+    with pytest.raises(ValueError, match=r"got a ready SGD; pass optimizer=SGD"):
+        build_optimizer(
+            model, learning_rate=0.1, optimizer=ready, optimizer_kwargs={"momentum": 0.9}
+        )
+    with pytest.raises(ValueError, match="got parameters of another"):
+        build_optimizer(nn.Linear(2, 2), learning_rate=0.1, optimizer=ready)
+    with pytest.raises(ValueError, match="got LBFGS, which runs the model itself in a closure"):
+        build_optimizer(model, learning_rate=0.1, optimizer=torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ValueError, match=r"SparseAdam has no weight decay, got weight_decay=0\.1"):
+        build_optimizer(
+            model, learning_rate=0.1, weight_decay=0.1, optimizer=torch.optim.SparseAdam
+        )

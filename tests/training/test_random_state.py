@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from meshgpt_pytorch.checkpoint import load_training_state, save_training_state
-from meshgpt_pytorch.training.random_state import get_random_state, set_random_state
+from meshgpt_pytorch.training.random_state import get_random_state, seeded, set_random_state
 
 
 def draw() -> list[float]:
@@ -21,3 +21,16 @@ def test_generators_go_on_from_a_saved_state(tmp_path: Path) -> None:
     wanted = draw() + draw()
     set_random_state(load_training_state(tmp_path / "state"))
     assert draw() + draw() == wanted
+
+
+def test_seeded_block_leaves_the_generators_as_they_were() -> None:
+    state = get_random_state()
+    wanted = draw()
+    set_random_state(state)
+    with seeded(0, 1, 2):
+        inside = draw()
+    assert draw() == wanted
+    with seeded(0, 1, 2):
+        assert draw() == inside != wanted
+    with seeded(0, 2, 1):
+        assert draw() != inside

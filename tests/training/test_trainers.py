@@ -94,6 +94,8 @@ def test_negative_quantizer_warm_up_is_refused(tmp_path: Path) -> None:
     ("name", "value", "wanted"),
     [
         ("num_train_steps", 0, "above 0, got 0"),
+        ("max_skipped_steps", 0, "above 0, got 0"),
+        ("num_workers", -1, "0 or more, got -1"),
         ("batch_size", -1, "above 0, got -1"),
         ("grad_accum_every", 0, "above 0"),
         ("val_every", 0, "above 0"),
@@ -111,6 +113,14 @@ def test_option_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"{name} must be {wanted}"):
         make_trainer(**{name: value})
+
+
+def test_length_is_given_in_steps_or_epochs(make_trainer: Any) -> None:
+    for steps, epochs in ((None, None), (3, 3)):
+        with pytest.raises(ValueError, match="exactly one of num_train_steps and num_epochs"):
+            make_trainer(num_train_steps=steps, num_epochs=epochs)
+    with pytest.raises(ValueError, match="num_epochs must be above 0"):
+        make_trainer(num_train_steps=None, num_epochs=0)
 
 
 def test_scheduler_arguments_need_a_scheduler(make_trainer: Any) -> None:
@@ -136,15 +146,52 @@ def test_empty_validation_set_is_refused(make_trainer: Any) -> None:
 
 
 def test_missing_mesh_is_named(make_trainer: Any) -> None:
-    trainer = make_trainer(dataset=Samples(kind=tuple), data_kwargs=("vertices", "face_edges"))
     with pytest.raises(ValueError, match=r"without \['faces'\].*data_kwargs"):
-        trainer()
+        make_trainer(dataset=Samples(kind=tuple), data_kwargs=("vertices", "names"))
+    with pytest.raises(ValueError, match=r"without \['faces'\]"):
+        make_trainer(val_dataset=[{"vertices": MESHES[0].vertices}])
 
 
 def test_text_in_a_tuple_needs_a_name(make_trainer: Any) -> None:
-    trainer = make_trainer(dataset=Samples(kind=tuple, texts="a box"))
     with pytest.raises(ValueError, match="face_edges of a sample must be a tensor, got str"):
+        make_trainer(dataset=Samples(kind=tuple, texts="a box"))
+
+
+def test_missing_text_is_named(tmp_path: Path, cached: MeshDataset) -> None:
+    options = small_run(tmp_path)
+    for dataset in (Samples(), Samples(texts=None), cached.with_keys("codes")):
+        with pytest.raises(ValueError, match=r"every sample must have a text, .* add texts"):
+            MeshTransformerTrainer(make_text_transformer(), **{**options, "dataset": dataset})
+    texts = ["a box", None, "a box", "a box", "a box"]
+    samples = [{**mesh._asdict(), "texts": t} for mesh, t in zip(MESHES, texts, strict=True)]
+    trainer = MeshTransformerTrainer(
+        make_text_transformer(), **{**options, "dataset": samples, "batch_size": 5}
+    )
+    with pytest.raises(ValueError, match=r"every sample must have a text.*None"):
         trainer()
+
+
+def test_codebook_that_was_never_initialised_is_refused(tmp_path: Path) -> None:
+    autoencoder = make_autoencoder(use_residual_lfq=False, codebook_size=8)
+    options = small_run(tmp_path)
+    model = make_transformer(autoencoder=autoencoder)
+    with pytest.raises(RuntimeError, match="k-means has not initialised it yet"):
+        MeshTransformerTrainer(model, **options)
+    assert autoencoder.training
+    MeshAutoencoderTrainer(autoencoder.requires_grad_(True), **options)()
+    MeshTransformerTrainer(make_transformer(autoencoder=autoencoder), **options)
+
+
+def test_codes_of_another_form_are_refused(tmp_path: Path) -> None:
+    options = small_run(tmp_path)
+    for shape, message in (
+        ((36, 3), "must have the autoencoder's 2 quantizers, got 3"),
+        ((35,), "must be whole faces, 6 each, got 35"),
+    ):
+        codes = torch.zeros(shape, dtype=torch.long)
+        with pytest.raises(ValueError, match=message):
+            dataset = Samples(codes=codes)
+            MeshTransformerTrainer(make_transformer(), **{**options, "dataset": dataset})
 
 
 def test_mesh_longer_than_the_transformer_reads_is_named(
@@ -159,11 +206,12 @@ def test_mesh_longer_than_the_transformer_reads_is_named(
         short = cached.filter(max_faces=6)
         MeshTransformerTrainer(model, **{**options, "dataset": short, "val_dataset": cached})
     with pytest.raises(ValueError, match=r"got 72 \(12 faces\) in mesh \d of a batch"):
-        MeshTransformerTrainer(model, **options)()
+        MeshTransformerTrainer(model, **options)
     codes = make_autoencoder().tokenize(*MESHES[0])
     with pytest.raises(ValueError, match=r"got 72 \(12 faces\) in mesh 0 of a batch"):
-        dataset = Samples(codes=codes)
-        MeshTransformerTrainer(model, **{**options, "dataset": dataset})()
+        MeshTransformerTrainer(model, **{**options, "dataset": Samples(codes=codes)})
+    with pytest.raises(ValueError, match=r"got 72 \(12 faces\) in mesh \d of a batch"):
+        MeshTransformerTrainer(model, **{**options, "dataset": Samples(MESHES[1:])})()
 
 
 def test_codes_of_another_autoencoder_are_refused(tmp_path: Path, cached: MeshDataset) -> None:
@@ -181,3 +229,19 @@ def test_average_is_asked_of_the_main_process_only(tmp_path: Path) -> None:
     trainer.average = None
     with pytest.raises(RuntimeError, match="lives on the main process"):
         _ = trainer.ema_tokenizer
+
+
+def test_a_mesh_in_a_tuple_is_checked_where_the_batch_is_built(tmp_path: Path) -> None:
+    bad = (torch.rand(4, 3), torch.tensor([[0, 1, 2], [1, 2, 7]]))
+    good = (torch.rand(10, 3), torch.tensor([[0, 1, 9]]))
+    trainer = MeshAutoencoderTrainer(
+        make_autoencoder(), **{**small_run(tmp_path), "dataset": [good, bad]}
+    )
+    with pytest.raises(ValueError, match="which has 4 vertices, got 7"):
+        trainer()
+
+
+def test_vertices_that_will_be_clamped_are_said_where_the_batch_is_built(tmp_path: Path) -> None:
+    mesh = (2 * torch.rand(4, 3) + 1, torch.tensor([[0, 1, 2], [1, 2, 3]]))
+    with pytest.warns(UserWarning, match="lie outside coor_continuous_range"):
+        MeshAutoencoderTrainer(make_autoencoder(), **{**small_run(tmp_path), "dataset": [mesh] * 2})

@@ -1,5 +1,7 @@
 """Validation and averages."""
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from meshgpt_pytorch.data import MeshDataset
+from meshgpt_pytorch.mesh import Mesh, discretize
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
 from tests.training.runs import (
@@ -64,6 +68,81 @@ def test_some_batches_are_the_same_each_time(make_trainer: Any) -> None:
     assert trainer.validate() == trainer.validate()
 
 
+def test_autoencoder_reports_right_faces_and_the_use_of_each_codebook(tmp_path: Path) -> None:
+    model = make_autoencoder()
+    options = {**small_run(tmp_path), "val_dataset": Samples(), "val_num_batches": None}
+    trainer = MeshAutoencoderTrainer(model, **options)
+    trainer()
+    record = trainer.validate()
+
+    averaged = trainer.ema_tokenizer.eval()
+    right, codes = [], []
+    for mesh in MESHES:
+        arguments = {"vertices": mesh.vertices[None], "faces": mesh.faces[None]}
+        coords = averaged(**arguments, only_return_recon_faces=True)[0]
+        wanted = discretize(mesh.vertices[mesh.faces], continuous_range=(-1, 1))
+        right += (discretize(coords, continuous_range=(-1, 1)) == wanted).flatten(1).tolist()
+        codes += averaged.tokenize(**arguments)[0].tolist()
+    assert record["val_triangle_accuracy"] == pytest.approx(sum(map(all, right)) / len(right))
+    assert record["val_coordinate_accuracy"] == pytest.approx(sum(map(sum, right)) / len(right) / 9)
+    for quantizer in range(2):
+        counts = Counter(code[quantizer] for code in codes)
+        assert record[f"val_codebook_usage_{quantizer}"] == pytest.approx(len(counts) / 16)
+        shares = [count / len(codes) for count in counts.values()]
+        perplexity = math.exp(-sum(share * math.log(share) for share in shares))
+        assert record[f"val_codebook_perplexity_{quantizer}"] == pytest.approx(perplexity)
+
+
+def test_codebooks_are_not_judged_before_they_train(tmp_path: Path) -> None:
+    model = make_autoencoder(use_residual_lfq=False, codebook_size=8)
+    options = {**small_run(tmp_path), "val_dataset": Samples(), "val_every": 1}
+    trainer = MeshAutoencoderTrainer(model, **options, quantizer_warmup_steps=2)
+    trainer()
+    judged = ["val_codebook_usage_0" in record for record in trainer.history]
+    assert judged == [False, False, True, True]
+    assert all("val_triangle_accuracy" in record for record in trainer.history)
+
+
+@pytest.mark.parametrize("keys", [("codes",), ("vertices", "faces")])
+def test_transformer_reports_loss_and_accuracy_by_place(
+    tmp_path: Path, cached: MeshDataset, keys: tuple[str, ...]
+) -> None:
+    model = make_transformer()
+    dataset = cached.with_keys(*keys)
+    options = {"dataset": dataset, "val_dataset": dataset, "val_num_batches": None}
+    trainer = MeshTransformerTrainer(model, **{**small_run(tmp_path), **options})
+    trainer()
+    record = trainer.validate()
+
+    model.eval()
+    numbers: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+    for item in cached.with_keys("codes"):
+        codes = item["codes"].flatten().tolist()
+        logits = model.forward_on_codes(
+            item["codes"][None], return_loss=False, append_eos=False
+        ).log_softmax(dim=-1)[0]
+        for place, code in enumerate([*codes, model.eos_token_id]):
+            name = f"first_face_{place}" if place < 6 else f"later_faces_{place % 6}"
+            name = "end" if place == len(codes) else name
+            number = (-logits[place, code].item(), logits[place].argmax().item() == code)
+            numbers[name].append(number)
+            numbers["all"].append(number)
+    assert len(numbers) == 14
+    for name, pairs in numbers.items():
+        suffix = "" if name == "all" else f"_{name}"
+        losses, hits = zip(*pairs, strict=True)
+        assert record[f"val_loss{suffix}"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+        assert record[f"val_accuracy{suffix}"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_places_that_do_not_occur_have_no_number(tmp_path: Path) -> None:
+    one_face = Mesh(MESHES[0].vertices, MESHES[0].faces[:1])
+    options = {**small_run(tmp_path), "val_dataset": Samples((one_face,))}
+    record = MeshTransformerTrainer(make_transformer(), **options).validate()
+    assert "val_accuracy_first_face_0" in record and "val_accuracy_end" in record
+    assert not any("later_faces" in name for name in record)
+
+
 # averages
 
 
@@ -97,6 +176,22 @@ def test_average_keeps_a_codebook_that_was_initialised(tmp_path: Path) -> None:
     assert torch.equal(codebook.embed, before)
     assert codes.shape == (36, 2)
     assert torch.equal(codes, trainer.ema_tokenizer.tokenize(vertices, faces))
+
+
+def test_average_takes_a_codebook_over_when_it_is_initialised(tmp_path: Path) -> None:
+    model = make_autoencoder(use_residual_lfq=False, codebook_size=8)
+    options = {**small_run(tmp_path), "num_train_steps": 3, "ema_kwargs": {"update_every": 1000}}
+    codebooks = []
+
+    def keep(record: Mapping[str, float]) -> None:
+        codebooks.append(model.quantizer.layers[0]._codebook.embed.clone())
+
+    trainer = MeshAutoencoderTrainer(model, **options, quantizer_warmup_steps=1, on_step=keep)
+    trainer()
+    averaged = trainer.ema_tokenizer.quantizer.layers[0]._codebook
+    # the second step initialised it; the third is left to the average, which is not due
+    assert torch.equal(averaged.embed, codebooks[1])
+    assert not torch.equal(averaged.embed, codebooks[2])
 
 
 def test_transformer_is_averaged_only_if_asked_for(tmp_path: Path) -> None:

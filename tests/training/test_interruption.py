@@ -1,0 +1,108 @@
+"""A run that is killed, ended or out of disk goes on from a whole checkpoint."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshgpt_pytorch.training.interruption import noting_sigterm
+from tests.helpers import ROOT
+from tests.training.runs import Samples, assert_same_state, without_speed
+
+
+def test_killed_at_any_moment_the_next_start_goes_on_from_a_whole_checkpoint(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.training.killed_run", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    # the run got ahead, and neither of its two checkpoints ever fell back
+    for kind in ("latest", "rolling"):
+        starts = [int(start) for each, start in report["starts"] if each == kind]
+        assert starts == sorted(starts)
+        assert starts[-1] > 0
+    assert report["same_weights"]
+    assert report["same_history"]
+    assert report["names"] == [
+        *sorted(f"mesh-autoencoder.ckpt.{report['steps'] - back}" for back in (0, 1)),
+        "mesh-autoencoder.history.jsonl",
+    ]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+# in turn too little for the model, for the state of training, and for the last bytes of it
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_a_full_disk_leaves_the_old_checkpoint(make_trainer: Any, share: float) -> None:
+    trainer = make_trainer(num_train_steps=2, checkpoint_every=2)
+    trainer()
+    names = sorted(os.listdir(trainer.checkpoint_folder))
+    folder = trainer.checkpoints.latest()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    largest = max(map(len, before.values()))
+
+    trainer.reporter.history.append({"step": 3})
+    with files_of_at_most(int(share * largest)), pytest.raises(OSError):
+        trainer.save(folder)
+    assert sorted(os.listdir(trainer.checkpoint_folder)) == names
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    make_trainer().load("latest")
+
+
+def test_sigterm_saves_and_ends_and_the_run_goes_on(make_trainer: Any, tmp_path: Path) -> None:
+    def end(record: dict[str, float]) -> None:
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = make_trainer(checkpoint_folder=tmp_path / "whole")
+    whole()
+    ended = make_trainer(on_step=end, val_dataset=Samples(), val_every=3)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        ended()
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert ended.last_checkpoint == ended.checkpoints.path(3)
+    assert "val_loss" not in ended.history[-1]
+
+    resumed = make_trainer()
+    resumed.load("latest")
+    assert resumed.step == 3
+    resumed()
+    assert_same_state(resumed.unwrapped_model, whole.unwrapped_model)
+    assert without_speed(resumed.history) == without_speed(whole.history)
+
+
+def test_only_the_main_thread_can_note_sigterm() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run() -> None:
+        with noting_sigterm() as sigterm:
+            seen.append((sigterm.is_requested, signal.getsignal(signal.SIGTERM)))
+
+    seen: list[tuple[bool, Any]] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]

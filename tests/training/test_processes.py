@@ -1,0 +1,96 @@
+"""Two processes train as one does with twice the batch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.transformer.model import MeshTransformer
+from tests.helpers import ROOT
+from tests.training.runs import assert_same_state, without_speed
+from tests.training.two_processes import NUM_STEPS, make_trainer, meshes_of
+
+KINDS = {"autoencoder": MeshAutoencoder, "transformer": MeshTransformer}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes trained."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = ROOT / "examples" / "accelerate_configs" / "ddp.yaml"
+    # the command `accelerate` imports all its subcommands, and with them torchvision
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    result = subprocess.run(
+        [*command, "--module", "tests.training.two_processes", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def read_histories(runs: Path, kind: str, process: int) -> list[list[dict[str, Any]]]:
+    return json.loads((runs / f"{kind}.{process}.json").read_text())
+
+
+def losses(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if "loss" in k} for record in history]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_as_one_with_twice_the_batch(
+    runs: Path, kind: str, tmp_path: Path
+) -> None:
+    one = make_trainer(kind, tmp_path, batch_size=2)
+    one()
+    two = read_histories(runs, kind, process=0)[0]
+    assert len(one.history) == len(two) == NUM_STEPS
+    for single, double in zip(losses(one.history), losses(two), strict=True):
+        assert single == pytest.approx(double, rel=1e-5, abs=1e-5)
+    assert one.history[-1]["val_loss"] == pytest.approx(two[-1]["val_loss"], rel=1e-5)
+
+    folder = runs / kind / f"{one.checkpoint_name}.ckpt.{NUM_STEPS}"
+    for name, model in (("model", one.unwrapped_model), ("ema", one.average.model)):
+        saved = KINDS[kind].init_and_load(folder / f"{name}.safetensors")
+        torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_item_is_seen_once_an_epoch(runs: Path, kind: str) -> None:
+    reads = [path.read_text().split() for path in (runs / kind).glob("read.*.txt")]
+    assert len(reads) == 2
+    # six steps of two batches of one: three epochs of eight items, half of each in either process;
+    # one item is read to check it, and one ahead
+    counts = Counter(item for process in reads for item in process)
+    assert sorted(counts) == [str(index) for index in range(len(meshes_of(kind)))]
+    assert all(count >= 3 for count in counts.values())
+    assert sum(counts.values()) <= 3 * 8 + 2 * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logs_and_checkpoints_are_written_once(runs: Path, kind: str) -> None:
+    folder = runs / kind
+    name = f"mesh-{kind}"
+    lines = (folder / f"{name}.history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+    left = sorted(p.name for p in folder.iterdir() if not p.name.startswith("read."))
+    assert left == [f"{name}.ckpt.3", f"{name}.ckpt.6", f"{name}.history.jsonl"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_go_on_where_they_were(runs: Path, kind: str) -> None:
+    whole, resumed = read_histories(runs, kind, process=0)
+    assert without_speed(resumed) == without_speed(whole)
+    for name in ("model", "ema"):
+        file = f"mesh-{kind}.ckpt.{NUM_STEPS}/{name}.safetensors"
+        folders = (runs / kind, runs / f"{kind}.resumed")
+        assert_same_state(*(KINDS[kind].init_and_load(folder / file) for folder in folders))

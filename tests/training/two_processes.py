@@ -1,0 +1,95 @@
+"""What each of two processes does in test_processes.py: train, save, resume, and write it down."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["TYPECHECK"] = "True"
+
+import torch
+from accelerate import PartialState
+
+from meshgpt_pytorch.mesh import Mesh
+from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
+from meshgpt_pytorch.training.loop import MeshTrainer
+from tests.helpers import box_mesh
+from tests.training.runs import Samples, make_autoencoder, make_transformer
+
+NUM_STEPS = 6
+BOXES: tuple[Mesh, ...] = tuple(
+    box_mesh(size=(0.1 * i + 0.2, 0.9 - 0.1 * i, 0.3 + 0.05 * i)) for i in range(8)
+)
+
+
+class LoggedSamples(Samples):
+    """Samples that note in a file which item was read."""
+
+    def __init__(self, meshes: tuple[Mesh, ...], path: Path) -> None:
+        super().__init__(meshes)
+        self.path = path
+
+    def __getitem__(self, index: int) -> Any:
+        with self.path.open("a") as file:
+            file.write(f"{index}\n")
+        return super().__getitem__(index)
+
+
+def meshes_of(kind: str) -> tuple[Mesh, ...]:
+    """Return boxes for the autoencoder, and meshes of all sizes for the transformer.
+
+    The quantizer's losses look at a batch as a whole, and processes weigh alike in them.
+    """
+    if kind == "autoencoder":
+        return BOXES
+    return tuple(Mesh(box.vertices, box.faces[: 12 - i]) for i, box in enumerate(BOXES))
+
+
+def make_trainer(kind: str, folder: Path, batch_size: int, **kwargs: Any) -> MeshTrainer:
+    """Build a trainer that has nothing random in it but the order of the data."""
+    options: dict[str, Any] = {
+        "dataset": LoggedSamples(meshes_of(kind), folder / f"read.{os.getpid()}.txt"),
+        "val_dataset": Samples(meshes_of(kind)),
+        "num_train_steps": NUM_STEPS,
+        "batch_size": batch_size,
+        "grad_accum_every": 2,
+        "learning_rate": 1e-2,
+        "optimizer": torch.optim.SGD,
+        "warmup_steps": 0,
+        "checkpoint_folder": folder,
+        "checkpoint_every": 3,
+        "val_every": 3,
+        "val_num_batches": None,
+        "accelerator_kwargs": {"cpu": True},
+        "progress": False,
+        "seed": 0,
+        "ema_kwargs": {"update_every": 1, "beta": 0.5},
+        **kwargs,
+    }
+    if kind == "autoencoder":
+        return MeshAutoencoderTrainer(make_autoencoder(rq_kwargs={}), **options)
+    return MeshTransformerTrainer(make_transformer(), **options)
+
+
+def main(folder: Path) -> None:
+    """Train both models, and go on from a checkpoint of each."""
+    for kind in ("autoencoder", "transformer"):
+        whole, resumed = folder / kind, folder / f"{kind}.resumed"
+        if PartialState(cpu=True).is_main_process:
+            whole.mkdir()
+            resumed.mkdir()
+        PartialState().wait_for_everyone()
+        trainer = make_trainer(kind, whole, batch_size=1)
+        trainer()
+        second = make_trainer(kind, resumed, batch_size=1, seed=1)
+        second.load(whole / f"{trainer.checkpoint_name}.ckpt.3")
+        second()
+        records = [trainer.history, second.history]
+        (folder / f"{kind}.{trainer.accelerator.process_index}.json").write_text(
+            json.dumps(records)
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
