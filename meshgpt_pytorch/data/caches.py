@@ -60,8 +60,8 @@ def cache_text_embeds_for_dataset(
     is in the folder and add to it (upstream's default "w+" erases nothing here), "r" adds nothing.
 
     Args:
-        embed_texts_fn: from a list of b texts to a tensor "b n d", or to such a tensor and a mask
-            "b n" that is True where there is a token.
+        embed_texts_fn: from a list of b texts to a tensor or array "b n d", or to such a one and a
+            mask "b n" that is True where there is a token.
         max_text_len: most rows of an embedding; longer ones are cut, with a warning.
         cache_path: folder to keep embeddings in. May be shared.
 
@@ -181,13 +181,18 @@ class _TextCache:
     def embed(self, text: str) -> Tensor:
         output = self.options.embed_texts_fn([text])
         embeddings, mask = output if isinstance(output, tuple) else (output, None)
+        if isinstance(embeddings, np.ndarray):
+            embeddings = torch.from_numpy(embeddings)
         if not isinstance(embeddings, Tensor) or embeddings.ndim != 3 or len(embeddings) != 1:
             got = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings)
             raise ValueError(
                 f"embed_texts_fn must return a tensor (1, n, d) for one text, got {got}"
             )
         embedding = embeddings[0].detach()
-        is_token = (embedding != -1).any(dim=-1) if mask is None else mask[0].bool()
+        if mask is None:
+            is_token = (embedding != -1).any(dim=-1)
+        else:
+            is_token = torch.as_tensor(mask)[0].bool()
         return embedding[is_token].cpu()
 
 

@@ -117,13 +117,13 @@ def _check_meshes(
     pad_id: int,
     coor_continuous_range: tuple[float, float] | None,
 ) -> None:
-    vertices, faces = batch.get("vertices"), batch.get("faces")
+    vertices, faces, face_edges = (batch.get(key) for key in ("vertices", "faces", "face_edges"))
     if not isinstance(vertices, Tensor) or not isinstance(faces, Tensor) or vertices.ndim != 3:
         return
     check_mesh_batch(
         vertices,
         faces,
-        batch.get("face_edges"),
+        face_edges if isinstance(face_edges, Tensor) else None,
         pad_id=pad_id,
         coor_continuous_range=coor_continuous_range,
     )

@@ -2,21 +2,38 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from copy import copy
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from meshgpt_pytorch.data.augment import Augmentation
+from meshgpt_pytorch.data.augmented import AugmentedDataset
+from meshgpt_pytorch.data.cache_folder import Derive
+from meshgpt_pytorch.data.choosing import held_out, matching, positions
 from meshgpt_pytorch.data.derived import (
     Embedder,
     Tokenizer,
     canonical_table,
-    codes_column,
-    face_edges_column,
-    text_encodings_column,
+    derive_codes,
+    derive_face_edges,
+    derive_text_encodings,
+)
+from meshgpt_pytorch.data.derived_columns import (
+    FACE_EDGES_MAKER,
+    attach_columns,
+    derive_column,
+    explain_missing,
+    save_columns,
+)
+from meshgpt_pytorch.data.disk import (
+    mesh_hashes,
+    read_mesh_folder,
+    verify_table,
+    write_mesh_folder,
 )
 from meshgpt_pytorch.data.fingerprints import fingerprint_encoder, fingerprint_weights
 from meshgpt_pytorch.data.folders import DatasetFromTransforms
@@ -58,16 +75,20 @@ class MeshDataset(Dataset[dict[str, Any]]):
         train, validation = dataset.with_keys("codes", "text_encodings").split(0.1, seed=0)
 
     Args:
-        source: an npz pack (arrays ``vertices``, ``faces``, ``vertex_offsets``, ``face_offsets``
-            and labels such as ``caption``, ``category``, ``name``), or a table of meshes.
+        source: a folder of prepared meshes, which stay on disk and are read one by one; an npz
+            pack (arrays ``vertices``, ``faces``, ``vertex_offsets``, ``face_offsets`` and labels
+            such as ``caption``, ``category``, ``name``), which is read into memory; or a table of
+            meshes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no pack, is damaged, or holds a mesh that cannot be used.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: it holds no meshes, is damaged, of another format version, or holds a mesh that
+            cannot be used.
     """
 
-    def __init__(self, source: str | Path | MeshTable) -> None:
-        self._table = source if isinstance(source, MeshTable) else read_pack(Path(source))
+    def __init__(self, source: str | PathLike[str] | MeshTable) -> None:
+        self._table = source if isinstance(source, MeshTable) else _read_table(Path(source))
+        attach_columns(self._table, warn=True)
         self._keys: tuple[str, ...] | None = None
 
     @classmethod
@@ -93,6 +114,32 @@ class MeshDataset(Dataset[dict[str, Any]]):
         """
         labels = {"caption": texts, "category": categories, "name": names}
         return cls(table_from_meshes(meshes, labels))
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write meshes, labels and what is cached to a folder, which ``MeshDataset(folder)`` opens.
+
+        A data set that is in the folder is replaced in one step once all is written.
+
+        Args:
+            folder: where to write; made if it is not there.
+
+        Returns:
+            the folder.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full; the folder is as it was.
+        """
+        write_mesh_folder(self._table, Path(folder))
+        save_columns(self._table, Path(folder))
+        return Path(folder)
+
+    def verify(self) -> None:
+        """Read every mesh of a data set on disk and compare it with its hash.
+
+        Raises:
+            ValueError: a mesh is damaged; the message names it.
+        """
+        verify_table(self._table)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -159,6 +206,11 @@ class MeshDataset(Dataset[dict[str, Any]]):
         return self._table.columns["faces"].lengths
 
     @property
+    def hashes(self) -> tuple[str, ...]:
+        """The sha256 of each mesh, hexadecimal; what is on disk is not read for it."""
+        return tuple(row.tobytes().hex() for row in mesh_hashes(self._table))
+
+    @property
     def codes_fingerprint(self) -> str | None:
         """The hash of the autoencoder that made the codes; None where none are cached."""
         column = self._table.columns.get("codes")
@@ -186,7 +238,8 @@ class MeshDataset(Dataset[dict[str, Any]]):
         for key in keys:
             if key not in self._available:
                 remedy = REMEDIES.get(key, f"choose from {KEYS}")
-                raise ValueError(f"items can carry {self._available}, got {key!r}; {remedy}")
+                found = explain_missing(self._table, key)
+                raise ValueError(f"items can carry {self._available}, got {key!r}{found}; {remedy}")
         if not keys:
             raise ValueError(f"name at least one key of {self._available}, got none")
         return self._like_this(self._table, keys)
@@ -200,19 +253,9 @@ class MeshDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: no mesh is left, or there is none at an index.
         """
-        items = torch.as_tensor(indices)
-        if items.dtype == torch.bool and len(items) == len(self):
-            items = items.nonzero()[:, 0]
-        if items.ndim != 1 or len(items) == 0 or items.dtype.is_floating_point:
-            raise ValueError(
-                f"wanted at least one whole number, or a bool for each of {len(self)} meshes, "
-                f"got {items.dtype} of shape {tuple(items.shape)}"
-            )
-        outside = items[(items < -len(self)) | (items >= len(self))]
-        if items.dtype == torch.bool or len(outside):
-            got = f"{len(items)} bools" if items.dtype == torch.bool else outside[0].item()
-            raise ValueError(f"indices must be below the {len(self)} meshes there are, got {got}")
-        return self._like_this(self._table.select(items.long() % len(self)), self._keys)
+        table = self._table.select(positions(indices, len(self)))
+        attach_columns(table, warn=False)
+        return self._like_this(table, self._keys)
 
     def filter(
         self, max_faces: int | None = None, category: str | Collection[str] | None = None
@@ -226,26 +269,11 @@ class MeshDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: a category does not occur, or no mesh is left.
         """
-        keep = torch.ones(len(self), dtype=torch.bool)
-        if max_faces is not None:
-            keep &= self.num_faces <= max_faces
-        if category is not None:
-            wanted = {category} if isinstance(category, str) else set(category)
-            unknown = wanted - set(self.categories)
-            if unknown:
-                raise ValueError(
-                    f"category must be among {sorted(set(self.categories))}, got {sorted(unknown)}"
-                )
-            keep &= torch.tensor([label in wanted for label in self.categories])
-        if not keep.any():
-            raise ValueError(
-                f"no mesh of {len(self)} is left with max_faces={max_faces}, "
-                f"category={category!r}; the smallest has {int(self.num_faces.min())} faces"
-            )
-        return self.select(keep)
+        categories = None if category is None else self.categories
+        return self.select(matching(self.num_faces, max_faces, categories, category))
 
     def split(
-        self, fraction: float, seed: int = 0, groups: Sequence[Hashable] | None = None
+        self, fraction: float, seed: int = 0, groups: str | Sequence[Hashable] | None = None
     ) -> DatasetSplit:
         """Split at random into a part to train on and a part to validate with.
 
@@ -253,7 +281,8 @@ class MeshDataset(Dataset[dict[str, Any]]):
             fraction: share of meshes to validate with, above 0 and below 1. Groups are never cut,
                 so that it can be less; it is at least one group.
             seed: the same seed gives the same parts.
-            groups: a label for each mesh; meshes of one group (look-alikes) stay together.
+            groups: a label for each mesh, or the name of one of `labels`; meshes of one group stay
+                together. `near_duplicate_groups` makes groups of look-alikes.
 
         Returns:
             (train, validation), each in the order of this data set.
@@ -261,28 +290,49 @@ class MeshDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: a fraction outside (0, 1), labels of another length, or only one group.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
-        labels = range(len(self)) if groups is None else groups
-        if len(labels) != len(self):
-            raise ValueError(f"wanted a group for each of {len(self)} meshes, got {len(labels)}")
-        members: dict[Hashable, list[int]] = {}
-        for item, label in enumerate(labels):
-            members.setdefault(label, []).append(item)
-        if len(members) < 2:
-            raise ValueError(f"a split needs at least 2 groups of meshes, got {len(members)}")
-
-        parts = list(members.values())
-        order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))
-        wanted = max(1, round(fraction * len(self)))
-        held_out: list[int] = []
-        for part in order.tolist():
-            if len(held_out) + len(parts[part]) <= min(wanted, len(self) - 1):
-                held_out += parts[part]
-        held_out = held_out or min(parts, key=len)
-        is_validation = torch.zeros(len(self), dtype=torch.bool)
-        is_validation[held_out] = True
+        if isinstance(groups, str):
+            groups = self._label(groups)
+        is_validation = held_out(len(self), fraction, seed, groups)
         return DatasetSplit(self.select(~is_validation), self.select(is_validation))
+
+    def augment(
+        self,
+        augmentation: Augmentation,
+        *,
+        seed: int = 0,
+        num_discrete_coors: int = 128,
+        coor_continuous_range: tuple[float, float] = (-1.0, 1.0),
+        up_axis: int = 1,
+    ) -> AugmentedDataset:
+        """Return a data set whose meshes are augmented anew in each epoch, as they are read.
+
+        Each is then put on the grid and in canonical order, and its face edges are derived. Codes
+        belong to the meshes as they were and are left out; text encodings stay. ::
+
+            train = dataset.augment(paper_augmentation(), seed=0)
+            for epoch in range(10):
+                train.set_epoch(epoch)  # the trainers do
+
+        Args:
+            augmentation: from a mesh and a random generator to a mesh: `paper_augmentation`, or a
+                `Compose` of your choice.
+            seed: of all that is drawn.
+            num_discrete_coors: bins of the grid along each axis.
+            coor_continuous_range: the cube that the grid divides; meshes must be in it.
+            up_axis: coordinate to sort by first.
+
+        Raises:
+            ValueError: items have no vertices or faces (see `with_keys`).
+        """
+        kept = [key for key in self.item_keys if key not in {"codes", "face_edges"}]
+        return AugmentedDataset(
+            self.with_keys(*kept) if kept else self,
+            augmentation,
+            seed=seed,
+            num_discrete_coors=num_discrete_coors,
+            coor_continuous_range=coor_continuous_range,
+            up_axis=up_axis,
+        )
 
     # deriving
 
@@ -314,41 +364,77 @@ class MeshDataset(Dataset[dict[str, Any]]):
         keys = self._keys and tuple(key for key in self._keys if key in {"texts", *table.columns})
         return self._like_this(table, keys or None)
 
-    def cache_face_edges(self) -> None:
-        """Derive the face edges of each mesh, if that was not done before."""
-        if "face_edges" not in self._table.columns:
-            self._table.columns["face_edges"] = face_edges_column(self._table.columns["faces"])
+    # of a data set on disk, what these derive is kept in its folder, where `MeshDataset` finds it
 
-    def cache_codes(self, autoencoder: Tokenizer, *, batch_size: int = 16) -> None:
-        """Tokenize each mesh, if the autoencoder did not make the codes that are cached.
+    def cache_face_edges(self, *, rebuild: bool = False) -> None:
+        """Derive the face edges of each mesh, if that was not done before.
+
+        Args:
+            rebuild: derive them in any case.
+
+        Raises:
+            ValueError: those in the folder cannot be used, and `rebuild` is False.
+            OSError: the folder cannot be written.
+        """
+        self._derive(
+            "face_edges",
+            FACE_EDGES_MAKER,
+            lambda items: derive_face_edges(self._table, items),
+            rebuild=rebuild,
+        )
+
+    def cache_codes(
+        self, autoencoder: Tokenizer, *, batch_size: int = 16, rebuild: bool = False
+    ) -> None:
+        """Tokenize each mesh, if that was not done before.
 
         Args:
             autoencoder: a `MeshAutoencoder`, on any device. It is recognised by its weights: after
-                more training the codes are made anew.
+                more training its codes are others. In memory, those replace the ones before.
             batch_size: meshes to tokenize at once.
+            rebuild: tokenize in any case, and replace what the folder holds.
 
         Raises:
-            ValueError: `batch_size` is below 1, or a mesh does not fit the autoencoder.
+            ValueError: `batch_size` is below 1, a mesh does not fit the autoencoder, or the codes
+                in the folder are of another autoencoder or cannot be used, and `rebuild` is False.
+            OSError: the folder cannot be written.
         """
-        if self.codes_fingerprint != fingerprint_weights(autoencoder):
-            self._table.columns["codes"] = codes_column(
-                self._table, autoencoder, batch_size=batch_size
-            )
+        self._derive(
+            "codes",
+            fingerprint_weights(autoencoder),
+            lambda items: derive_codes(self._table, items, autoencoder, batch_size=batch_size),
+            rebuild=rebuild,
+        )
 
-    def cache_text_encodings(self, encoder: Embedder, *, batch_size: int = 64) -> None:
-        """Encode each distinct caption once, if this encoder did not make what is cached.
+    def cache_text_encodings(
+        self, encoder: Embedder, *, batch_size: int = 64, rebuild: bool = False
+    ) -> None:
+        """Encode each distinct caption once, if that was not done before.
 
         What is kept is the encoder's own output, before any layer that is trained.
 
         Args:
             encoder: a `TextEncoder`. It is recognised by its ``__repr__``, or by its weights if it
-                is a module; one without either is called anew each time.
+                is a module; one without either is a new one each time.
             batch_size: texts to encode at once.
+            rebuild: encode in any case, and replace what the folder holds.
 
         Raises:
-            ValueError: `batch_size` is below 1, or the data set has no captions.
+            ValueError: `batch_size` is below 1, the data set has no captions, or the encodings in
+                the folder are of another encoder or cannot be used, and `rebuild` is False.
+            OSError: the folder cannot be written.
         """
-        if self.text_encodings_fingerprint != fingerprint_encoder(encoder):
-            self._table.columns["text_encodings"] = text_encodings_column(
-                self.captions, encoder, batch_size=batch_size
-            )
+        captions = self.captions
+
+        def derive(items: list[int]) -> list[Tensor]:
+            texts = [captions[item] for item in items]
+            return derive_text_encodings(texts, encoder, batch_size=batch_size)
+
+        self._derive("text_encodings", fingerprint_encoder(encoder), derive, rebuild=rebuild)
+
+    def _derive(self, kind: str, maker: str, derive: Derive, *, rebuild: bool) -> None:
+        self._table.columns[kind] = derive_column(self._table, kind, maker, derive, rebuild=rebuild)
+
+
+def _read_table(path: Path) -> MeshTable:
+    return read_mesh_folder(path) if path.is_dir() else read_pack(path)

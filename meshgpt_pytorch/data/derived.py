@@ -8,13 +8,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from meshgpt_pytorch.data.collate import custom_collate
-from meshgpt_pytorch.data.fingerprints import fingerprint_encoder, fingerprint_weights
-from meshgpt_pytorch.data.store import Column, MeshTable, RaggedRows
+from meshgpt_pytorch.data.store import Column, MeshTable
 from meshgpt_pytorch.mesh import Mesh, canonicalize_mesh, derive_face_edges_from_faces
 
 
 class Tokenizer(Protocol):
-    """What `codes_column` needs of an autoencoder."""
+    """What `derive_codes` needs of an autoencoder."""
 
     pad_id: int
 
@@ -29,7 +28,7 @@ class Tokenizer(Protocol):
 
 
 class Embedder(Protocol):
-    """What `text_encodings_column` needs of a text encoder."""
+    """What `derive_text_encodings` needs of a text encoder."""
 
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]: ...
 
@@ -69,14 +68,17 @@ def canonical_table(
     return MeshTable(columns, table.labels)
 
 
-def face_edges_column(faces: Column) -> Column:
-    """Derive the face edges of each mesh: int64 "e 2", without padding."""
-    items = tqdm(range(len(faces.row_of_item)), desc="face edges", unit="mesh")
-    return Column.from_rows([derive_face_edges_from_faces(faces[item]) for item in items])
+def derive_face_edges(table: MeshTable, items: Sequence[int]) -> list[Tensor]:
+    """Derive the face edges of some meshes: int64 "e 2", without padding."""
+    faces = table.columns["faces"]
+    progress = tqdm(items, desc="face edges", unit="mesh")
+    return [derive_face_edges_from_faces(faces[item]) for item in progress]
 
 
-def codes_column(table: MeshTable, autoencoder: Tokenizer, *, batch_size: int) -> Column:
-    """Tokenize each mesh: int64 "(nf nvf) q", without padding.
+def derive_codes(
+    table: MeshTable, items: Sequence[int], autoencoder: Tokenizer, *, batch_size: int
+) -> list[Tensor]:
+    """Tokenize some meshes: int64 "(nf nvf) q", without padding.
 
     Meshes are batched by size, so that little is padded; codes do not depend on the batch.
 
@@ -84,17 +86,18 @@ def codes_column(table: MeshTable, autoencoder: Tokenizer, *, batch_size: int) -
         RuntimeError: the autoencoder leaves out codes of a mesh.
     """
     names = [name for name in ("vertices", "faces", "face_edges") if name in table.columns]
-    codes: list[Tensor] = [torch.empty(0)] * len(table)
-    by_size = table.columns["faces"].lengths.argsort(descending=True, stable=True).tolist()
-    for items in progress_in_batches(by_size, batch_size, desc="codes", unit="mesh"):
+    codes: dict[int, Tensor] = {}
+    sizes = table.columns["faces"].lengths
+    by_size = sorted(items, key=lambda item: -int(sizes[item]))
+    for some in progress_in_batches(by_size, batch_size, desc="codes", unit="mesh"):
         batch = custom_collate(
-            [{name: table.columns[name][item] for name in names} for item in items],
+            [{name: table.columns[name][item] for name in names} for item in some],
             pad_id=autoencoder.pad_id,
         )
         tokens = autoencoder.tokenize(
             **{name: tensor.to(autoencoder.device) for name, tensor in batch.items()}
         ).cpu()
-        for item, row in zip(items, tokens, strict=True):
+        for item, row in zip(some, tokens, strict=True):
             num_codes = table.columns["faces"][item].numel()
             codes[item] = row[:num_codes]
             if len(codes[item]) < num_codes or (codes[item] < 0).any():
@@ -102,18 +105,19 @@ def codes_column(table: MeshTable, autoencoder: Tokenizer, *, batch_size: int) -
                     f"wanted {num_codes} codes for {table.describe(item)}, got fewer; tokenize "
                     f"must give codes for every face, padded with -1 at the end"
                 )
-    return Column.from_rows(codes, maker=fingerprint_weights(autoencoder))
+    return [codes[item] for item in items]
 
 
-def text_encodings_column(texts: Sequence[str], encoder: Embedder, *, batch_size: int) -> Column:
-    """Encode each distinct text once: floating "n d" in the encoder's dtype, without padding.
+def derive_text_encodings(
+    texts: Sequence[str], encoder: Embedder, *, batch_size: int
+) -> list[Tensor]:
+    """Encode texts: floating "n d" in the encoder's dtype, without padding.
 
     Raises:
         RuntimeError: the encoder's embeddings and mask do not fit the texts.
     """
-    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     rows: list[Tensor] = []
-    for batch in progress_in_batches(list(distinct), batch_size, desc="texts", unit="text"):
+    for batch in progress_in_batches(texts, batch_size, desc="texts", unit="text"):
         embeddings, mask = encoder.embed(batch)
         if (
             embeddings.ndim != 3
@@ -128,8 +132,7 @@ def text_encodings_column(texts: Sequence[str], encoder: Embedder, *, batch_size
             embedding[is_token].detach().cpu()
             for embedding, is_token in zip(embeddings, mask.bool(), strict=True)
         ]
-    row_of_item = torch.tensor([distinct[text] for text in texts])
-    return Column(RaggedRows.from_rows(rows), row_of_item, fingerprint_encoder(encoder))
+    return rows
 
 
 def progress_in_batches(

@@ -9,6 +9,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from meshgpt_pytorch.mesh import Mesh
+
 
 def tensor_bytes(tensor: Tensor) -> bytes:
     """Return dtype, shape and contents of a tensor on any device as bytes."""
@@ -23,6 +25,23 @@ def fingerprint_tensor(tensor: Tensor, *facts: object) -> str:
     digest = hashlib.sha256(repr(facts).encode())
     digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def hash_mesh(mesh: Mesh) -> str:
+    """Hash the vertices and faces of a mesh (sha256, hexadecimal), whatever integers its faces are.
+
+    Args:
+        mesh: one mesh, without padding.
+    """
+    digest = hashlib.sha256(tensor_bytes(mesh.vertices.float()))
+    digest.update(tensor_bytes(mesh.faces.int()))
+    return digest.hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """Hash a text (sha256, hexadecimal)."""
+    # names of files can hold halves of characters
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def fingerprint_weights(model: Any) -> str:

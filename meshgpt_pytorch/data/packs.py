@@ -35,7 +35,9 @@ def read_pack(path: Path) -> MeshTable:
         ValueError: the file is no pack, is damaged, or holds a mesh that cannot be used.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"a pack of meshes is one .npz file, found none at {path}")
+        raise FileNotFoundError(
+            f"a data set is a folder of prepared meshes or one .npz file, found neither at {path}"
+        )
     # opened here: np.load does not close a file that turns out to be damaged
     with path.open("rb") as file:
         try:
@@ -69,8 +71,8 @@ def read_pack(path: Path) -> MeshTable:
 
     table = MeshTable(
         {
-            "vertices": _column(_vertex_tensor(vertices, f"vertices of {path}"), vertex_offsets),
-            "faces": _column(_face_tensor(faces, f"faces of {path}"), face_offsets),
+            "vertices": _column(vertex_tensor(vertices, f"vertices of {path}"), vertex_offsets),
+            "faces": _column(face_tensor(faces, f"faces of {path}"), face_offsets),
         },
         arrays,
     )
@@ -105,8 +107,8 @@ def table_from_meshes(
     vertices, faces = [], []
     for item, mesh in enumerate(meshes):
         vertex_values, face_values = _geometry(mesh, item)
-        vertices.append(_vertex_tensor(vertex_values, f"vertices of mesh {item}"))
-        faces.append(_face_tensor(face_values, f"faces of mesh {item}"))
+        vertices.append(vertex_tensor(vertex_values, f"vertices of mesh {item}"))
+        faces.append(face_tensor(face_values, f"faces of mesh {item}"))
         if faces[-1].shape[1] != faces[0].shape[1]:
             raise ValueError(
                 f"all meshes of a data set must have faces of one size, got {faces[0].shape[1]} "
@@ -152,14 +154,24 @@ def _geometry(mesh: Any, item: int) -> tuple[Any, Any]:
     return mesh[0], mesh[1]
 
 
-def _vertex_tensor(values: Any, name: str) -> Tensor:
+def vertex_tensor(values: Any, name: str) -> Tensor:
+    """Return vertices as float32 "nv 3" on the CPU.
+
+    Raises:
+        ValueError: they have another shape; `name` says whose.
+    """
     vertices = torch.as_tensor(values)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.is_complex():
         raise ValueError(f"{name} must have shape (nv, 3), got {tuple(vertices.shape)}")
     return vertices.detach().float().cpu()
 
 
-def _face_tensor(values: Any, name: str) -> Tensor:
+def face_tensor(values: Any, name: str) -> Tensor:
+    """Return faces as integers "nf 3" or "nf 4" on the CPU.
+
+    Raises:
+        ValueError: they have another shape, or are no whole numbers; `name` says whose.
+    """
     faces = torch.as_tensor(values)
     if faces.is_floating_point() or faces.is_complex() or faces.dtype == torch.bool:
         raise ValueError(f"{name} must be whole numbers, got {faces.dtype}; convert with .long()")

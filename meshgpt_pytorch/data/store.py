@@ -7,6 +7,7 @@ row numbers only, and items that share a row (equal captions) share its memory. 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +65,30 @@ class RaggedRows:
         return int(torch.searchsorted(self.offsets, value, right=True)) - 1
 
 
+class JoinedRows:
+    """Several storages of rows, one behind the other.
+
+    Args:
+        parts: storages of tensors of one kind.
+    """
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> Tensor:
+        part = int(np.searchsorted(self._ends, row, side="right"))
+        return self.parts[part][row - int(self._ends[part]) + len(self.parts[part])]
+
+    @property
+    def lengths(self) -> Tensor:
+        """The length of each row, int64."""
+        return torch.cat([part.lengths for part in self.parts])
+
+
 @dataclass(frozen=True)
 class Column:
     """One tensor for each item.
@@ -103,10 +128,15 @@ class MeshTable:
     Args:
         columns: tensors: "vertices", "faces", and what was derived from them.
         labels: facts a reader needs besides: "caption", "category", "name", "licence", ...
+        hashes: "items 32" uint8, the sha256 of each mesh, where they are known.
+        folder: where the meshes live on disk, and what is derived from them is kept; None for
+            meshes in memory.
     """
 
     columns: dict[str, Column]
     labels: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    hashes: np.ndarray[Any, Any] | None = None
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.columns["faces"].row_of_item)
@@ -115,7 +145,8 @@ class MeshTable:
         """Choose items (int64), along with all that was derived from them."""
         columns = {name: column.select(items) for name, column in self.columns.items()}
         labels = {name: values[items.numpy()] for name, values in self.labels.items()}
-        return MeshTable(columns, labels)
+        hashes = None if self.hashes is None else self.hashes[items.numpy()]
+        return MeshTable(columns, labels, hashes, self.folder)
 
     def describe(self, item: int) -> str:
         """Name an item in a message: its index, and its name where it has one."""

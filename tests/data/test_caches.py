@@ -3,6 +3,7 @@
 import pickle
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -257,6 +258,14 @@ def test_an_encoder_may_return_a_mask(tmp_path):
         return torch.ones(1, 4, 3), torch.tensor([[True, True, False, False]])
 
     assert with_embeds(tmp_path, embed)()[0]["text_embeds"].shape == (2, 3)
+
+
+def test_an_encoder_may_return_arrays(tmp_path):
+    def embed(texts):
+        return embed_characters(texts).numpy(), np.array([[True, False] * 4])[:, : len(texts[0])]
+
+    found = with_embeds(tmp_path, embed)(captions=("abcd", "abc", "ab"))[0]["text_embeds"]
+    assert torch.equal(found, embed_characters(["abcd"])[0, ::2])
 
 
 def test_cut_embeddings_are_whole_again_with_a_longer_limit(tmp_path):

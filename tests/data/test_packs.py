@@ -20,7 +20,7 @@ def pack_arrays(**changes):
 
 
 def test_a_missing_pack_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"one \.npz file, found none at .*nowhere\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"one \.npz file, found neither at .*nowhere\.npz"):
         MeshDataset(tmp_path / "nowhere.npz")
 
 
