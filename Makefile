@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about 1.7 GB, a minute or two)"
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,demo,simplify,formats]'
 	@touch $@
 
 demo: $(STAMP)

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
         canonicalize_mesh as canonicalize_mesh,
         derive_face_edges_from_faces as derive_face_edges_from_faces,
         faces_to_mesh as faces_to_mesh,
+        inspect_mesh as inspect_mesh,
         load_mesh as load_mesh,
         save_mesh as save_mesh,
+        simplify_mesh as simplify_mesh,
     )
+    from meshgpt_pytorch.prepare import prepare_meshes as prepare_meshes
     from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder as MeshAutoencoder
     from meshgpt_pytorch.trainer import (
         MeshAutoencoderTrainer as MeshAutoencoderTrainer,
@@ -52,6 +55,9 @@ MODULE_OF_NAME = {
     "Mesh": "mesh",
     "MeshFileError": "mesh",
     "load_mesh": "mesh",
+    "prepare_meshes": "prepare",
+    "inspect_mesh": "mesh",
+    "simplify_mesh": "mesh",
     # canonical
     "canonicalize_mesh": "mesh",
     "derive_face_edges_from_faces": "mesh",
@@ -86,7 +92,7 @@ MODULE_OF_NAME = {
 # reachable as attributes after `import meshgpt_pytorch` alone
 SUBMODULES = frozenset(
     {"checkpoint", "data", "evaluation", "mesh", "meshgpt_pytorch", "modes", "tokenizers"}
-    | {"trainer", "training", "transformer", "typing", "version"}
+    | {"prepare", "trainer", "training", "transformer", "typing", "version"}
 )
 
 __all__ = ["__version__", *MODULE_OF_NAME]

@@ -10,6 +10,7 @@ import torch
 
 from meshgpt_pytorch.checkpoint import CheckpointError
 from meshgpt_pytorch.mesh import canonicalize_mesh, faces_to_mesh, load_mesh, save_mesh
+from meshgpt_pytorch.prepare import prepare_meshes
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from meshgpt_pytorch.transformer.text import (
@@ -71,6 +72,25 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
 
 
+def prepare(arguments: argparse.Namespace) -> None:
+    """Make a data set of a folder of meshes, and tell what became of them."""
+    report = prepare_meshes(
+        arguments.source,
+        arguments.target,
+        max_faces=arguments.max_faces,
+        adaptive=arguments.adaptive,
+        captions=arguments.captions,
+        captions_file=arguments.captions_file,
+        quads=arguments.quads,
+        merge_triangles=arguments.merge_triangles,
+        max_hausdorff=arguments.max_hausdorff,
+        max_chamfer=arguments.max_chamfer,
+        up_axis=arguments.up_axis,
+        num_workers=arguments.workers,
+    )
+    say(str(report))
+
+
 def say(message: str) -> None:
     """Write a line to standard output."""
     sys.stdout.write(f"{message}\n")
@@ -97,7 +117,31 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", type=Path, help="file that MeshAutoencoder.save wrote")
     command.add_argument("mesh", type=Path, help="mesh file to read")
     command.add_argument("out", type=Path, help="mesh file to write")
+    add_prepare(commands)
     return parser
+
+
+def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command that makes a data set."""
+    command = commands.add_parser("prepare", help="make a data set of a folder of meshes")
+    command.set_defaults(run=prepare)
+    command.add_argument("source", type=Path, help="folder, archive or mesh file")
+    command.add_argument("target", type=Path, help="folder of the data set")
+    command.add_argument("--max-faces", type=int, default=800, help="most faces of a mesh")
+    command.add_argument("--adaptive", action="store_true", help="fewest faces still accurate")
+    command.add_argument(
+        "--captions",
+        choices=("name", "folder", "sidecar", "csv", "catalogue"),
+        default="name",
+        help="what meshes are called after",
+    )
+    command.add_argument("--captions-file", type=Path, help="table for --captions csv")
+    command.add_argument("--quads", action="store_true", help="keep quads, leave out the rest")
+    command.add_argument("--merge-triangles", action="store_true", help="quads of triangles")
+    command.add_argument("--max-hausdorff", type=float, default=0.10, help="farthest point")
+    command.add_argument("--max-chamfer", type=float, default=0.010, help="mean distance")
+    command.add_argument("--up-axis", type=int, default=1, help="0, 1 or 2")
+    command.add_argument("--workers", type=int, help="processes; by default one a core")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -112,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(words)
     try:
         arguments.run(arguments)
-    except (CheckpointError, FileNotFoundError, RuntimeError, ValueError) as error:
+    except (CheckpointError, OSError, RuntimeError, ValueError) as error:
         sys.stderr.write(f"meshgpt: {error}\n")
         return 1
     return 0

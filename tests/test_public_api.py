@@ -65,6 +65,7 @@ DIFFERENT_ON_PURPOSE = {
     ("MeshTransformer", "__init__", "fine_attn_heads"): "fine_attn_heads",
     ("MeshTransformer", "__init__", "max_seq_len"): "max_seq_len",
     ("MeshTransformer", "forward_on_codes", "codes"): "forward_on_codes",
+    ("MeshAutoencoderTrainer", "__init__", "max_grad_norm"): "max_grad_norm",
 }
 REMOVED_ON_PURPOSE = {
     ("MeshAutoencoderTrainer", "next_data_to_forward_kwargs"),

@@ -24,13 +24,14 @@ LAYERS = (
     ("typing",),
     ("modes",),
     ("mesh",),
-    ("data",),
     ("checkpoint",),
+    ("data",),
     ("tokenizers",),
     ("transformer",),
+    ("evaluation",),
+    ("prepare",),
     ("training",),
     ("trainer",),
-    ("evaluation",),
     ("cli", "__main__"),
     # names of the whole package in one place
     ("meshgpt_pytorch", "__init__"),
@@ -328,7 +329,9 @@ def test_every_dependency_is_pinned_by_the_constraints():
     project = project_table()
     extras = project["optional-dependencies"]
     installed = project["dependencies"] + [
-        line for name in ("test", "pictures", "text", "simplify") for line in extras[name]
+        line
+        for name in ("test", "pictures", "text", "simplify", "formats")
+        for line in extras[name]
     ]
     pinned = declared((ROOT / "constraints.txt").read_text().splitlines())
     assert_none(sorted(declared(installed) - pinned))

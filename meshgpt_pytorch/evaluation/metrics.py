@@ -17,9 +17,11 @@ __all__ = [
     "FaceMatch",
     "ReconstructionAccuracy",
     "codebook_usage",
+    "count_codes",
     "face_counts",
     "matching_faces",
     "triangle_accuracy",
+    "usage_of_counts",
     "which_mesh",
 ]
 
@@ -233,18 +235,50 @@ def codebook_usage(codes: Int[Tensor, "... q"], codebook_size: int) -> CodebookU
     Raises:
         ValueError: a code is below -1 or not in the codebook, or all are padding.
     """
-    codes = codes.detach().cpu().long().reshape(-1, codes.shape[-1])
     if not bool((codes >= 0).any()):
         raise ValueError("codes must hold at least one code, got only padding (-1) or nothing")
+    return usage_of_counts(count_codes(codes, codebook_size))
+
+
+@typecheck
+def count_codes(codes: Int[Tensor, "... q"], codebook_size: int) -> Int[Tensor, "q codebook_size"]:
+    """Count how often each code of each quantizer occurs.
+
+    Args:
+        codes: ``(..., q)``, -1 is padding.
+        codebook_size: number of codes of a quantizer.
+
+    Returns:
+        counts, on the CPU; those of several batches may be added.
+
+    Raises:
+        ValueError: a code is below -1 or not in the codebook.
+    """
+    codes = codes.detach().cpu().long().reshape(-1, codes.shape[-1])
+    if len(codes) == 0:
+        return torch.zeros(codes.shape[-1], codebook_size, dtype=torch.long)
     lowest, highest = int(codes.min()), int(codes.max())
     if lowest < -1 or highest >= codebook_size:
         raise ValueError(
             f"codes must be in [0, {codebook_size}), or -1 for padding, got {lowest} to "
             f"{highest}; cut the end token off, or give the codebook_size of the autoencoder"
         )
-    counts = torch.stack(
+    return torch.stack(
         [torch.bincount(column[column >= 0], minlength=codebook_size) for column in codes.T]
-    ).double()
+    )
+
+
+@typecheck
+def usage_of_counts(counts: Int[Tensor, "q codebook_size"]) -> CodebookUsage:
+    """Measure how much of its codebook each quantizer uses, from the counts of its codes.
+
+    Args:
+        counts: ``(q, codebook_size)``, as `count_codes` gives them.
+
+    Returns:
+        used fraction and perplexity of each quantizer, float64.
+    """
+    counts = counts.double()
     share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum(dim=1)
     return CodebookUsage(

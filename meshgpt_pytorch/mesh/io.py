@@ -4,16 +4,24 @@ import os
 import uuid
 import warnings
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from meshgpt_pytorch.mesh.checks import check_mesh
-from meshgpt_pytorch.mesh.polygon_files import Polygons, obj_text, off_text, read_obj, read_off
+from meshgpt_pytorch.mesh.file_size import check_promises
+from meshgpt_pytorch.mesh.ply_files import ply_bytes, read_ply
+from meshgpt_pytorch.mesh.polygon_files import (
+    Polygons,
+    fan_triangles,
+    obj_text,
+    off_text,
+    read_obj,
+    read_off,
+)
+from meshgpt_pytorch.mesh.quads import split_quads
 from meshgpt_pytorch.mesh.types import Mesh, MeshFileError
 
 if TYPE_CHECKING:
@@ -21,12 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["load_mesh", "save_mesh"]
 
-POLYGON_READERS = {"obj": read_obj, "off": read_off}
-POLYGON_WRITERS = {"obj": obj_text, "off": off_text}
-TRIMESH_WRITERS = ("ply", "stl", "glb")
+POLYGON_READERS = {"obj": read_obj, "off": read_off, "ply": read_ply}
+POLYGON_WRITERS = {"obj": obj_text, "off": off_text, "ply": ply_bytes}
+TRIMESH_WRITERS = ("stl", "glb")
 
 
-def load_mesh(path: str | os.PathLike[str], *, quads: bool = False) -> Mesh:
+def load_mesh(
+    path: str | os.PathLike[str],
+    *,
+    quads: bool = False,
+    mixed: Literal["refuse", "triangulate"] = "refuse",
+) -> Mesh:
     """Read a mesh file: OBJ, OFF, PLY, STL, GLB, glTF, and whatever else trimesh can read.
 
     All objects of a scene become one mesh, placed by their transforms. Vertices and faces keep the
@@ -36,8 +49,10 @@ def load_mesh(path: str | os.PathLike[str], *, quads: bool = False) -> Mesh:
 
     Args:
         path: the file; its suffix, in any case, names the format.
-        quads: read a file of quads, OBJ or OFF, as ``(nf, 4)`` faces. Otherwise polygons are
+        quads: read a file of quads, OBJ, OFF or PLY, as ``(nf, 4)`` faces. Otherwise polygons are
             split into triangles.
+        mixed: with ``quads``, what to do with a file whose faces are not all quads: "refuse" it, or
+            "triangulate" all of it, which gives ``(nf, 3)`` faces.
 
     Returns:
         the mesh, on the CPU.
@@ -46,7 +61,10 @@ def load_mesh(path: str | os.PathLike[str], *, quads: bool = False) -> Mesh:
         FileNotFoundError: no such file.
         MeshFileError: it is not a whole mesh file of its format, it holds no faces, its vertices
             are not finite, or ``quads`` was asked for and it holds other faces.
+        ValueError: ``mixed`` is something else.
     """
+    if mixed not in ("refuse", "triangulate"):
+        raise ValueError(f"mixed must be 'refuse' or 'triangulate', got {mixed!r}")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no mesh file at {path}")
@@ -58,11 +76,12 @@ def load_mesh(path: str | os.PathLike[str], *, quads: bool = False) -> Mesh:
     suffix = file_format(path)
     try:
         if suffix in POLYGON_READERS:
-            text = path.read_text(encoding="utf-8-sig", errors="replace")
-            vertices, faces = polygon_arrays(POLYGON_READERS[suffix](text), quads)
-        elif quads:
-            raise ValueError(f"quads are read from .obj and .off files, not from .{suffix}")
+            vertices, faces = polygon_arrays(POLYGON_READERS[suffix](path), quads, mixed)
+        elif quads and mixed == "refuse":
+            raise ValueError(f"quads are read from .obj, .off and .ply files, not from .{suffix}")
         else:
+            if suffix == "glb":
+                check_promises(path)
             vertices, faces = read_with_trimesh(path, suffix)
         return checked_mesh(vertices, faces)
     except Exception as error:
@@ -76,8 +95,8 @@ def load_mesh(path: str | os.PathLike[str], *, quads: bool = False) -> Mesh:
 def save_mesh(mesh: Mesh, path: str | os.PathLike[str]) -> Path:
     """Write a mesh file; reading it gives back the same vertices and faces, in the same order.
 
-    STL keeps no vertex order. STL and GLB hold triangles only, and PLY is written so: quads are
-    split along the diagonal of their first vertex.
+    STL keeps no vertex order. STL and GLB hold triangles only: quads are split along the diagonal
+    of their first vertex.
 
     Args:
         mesh: a mesh with faces, without padding.
@@ -100,7 +119,7 @@ def save_mesh(mesh: Mesh, path: str | os.PathLike[str]) -> Path:
     mesh = Mesh(mesh.vertices.detach().cpu().float(), mesh.faces.cpu().long())
 
     if suffix in POLYGON_WRITERS:
-        content = POLYGON_WRITERS[suffix](mesh).encode()
+        content = POLYGON_WRITERS[suffix](mesh)
     else:
         content = trimesh_bytes(mesh, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,25 +139,31 @@ def file_format(path: Path) -> str:
 
     suffix = path.suffix.lower().lstrip(".")
     formats = trimesh.available_formats() | POLYGON_READERS.keys()
+    if suffix in ("3mf", "dae") and suffix not in formats:
+        raise MeshFileError(
+            f"cannot read {path}: .{suffix} files need packages that are not installed; "
+            "pip install 'meshgpt-pytorch[formats]'"
+        )
     if suffix not in formats:
         known = ", ".join(f".{name}" for name in sorted(formats))
         raise MeshFileError(f"cannot read {path}: the suffix must be one of {known}")
     return suffix
 
 
-def polygon_arrays(polygons: Polygons, quads: bool) -> tuple[np.ndarray, np.ndarray]:
+def polygon_arrays(
+    polygons: Polygons, quads: bool, mixed: Literal["refuse", "triangulate"]
+) -> tuple[np.ndarray, np.ndarray]:
     """Turn polygons into arrays of vertices and of quads or triangles."""
-    vertices, faces = polygons
-    if not quads:
-        faces = [[face[0], *pair] for face in faces for pair in pairwise(face[1:])]
-    elif any(len(face) != 4 for face in faces):
-        counts = Counter(map(len, faces))
+    sizes = polygons.sizes
+    if not quads or (mixed == "triangulate" and (sizes != 4).any()):
+        return polygons.vertices, fan_triangles(polygons)
+    if (sizes != 4).any():
+        counts = Counter(sizes.tolist())
         found = ", ".join(f"{counts[size]} of {size} vertices" for size in sorted(counts))
         raise ValueError(
             f"quads=True wants faces of 4 vertices, got {found}; pass quads=False for triangles"
         )
-    nvf = 4 if quads else 3
-    return np.array(vertices).reshape(-1, 3), np.array(faces, dtype=np.int64).reshape(-1, nvf)
+    return polygons.vertices, polygons.corners.reshape(-1, 4)
 
 
 def read_with_trimesh(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -201,13 +226,6 @@ def checked_mesh(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
         )
     check_mesh(mesh)
     return mesh
-
-
-def split_quads(faces: Tensor) -> Tensor:
-    """Split quads (nf, 4) to triangles; one that repeats a vertex gives one triangle."""
-    triangles = torch.stack((faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]), dim=1).flatten(0, 1)
-    in_order = triangles.sort(dim=1).values
-    return triangles[(in_order[:, 1:] != in_order[:, :-1]).all(dim=1)]
 
 
 def trimesh_bytes(mesh: Mesh, suffix: str) -> bytes:

@@ -1,0 +1,153 @@
+"""Captions and other labels of meshes: from names, folders, sidecars, a table or a catalogue."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile
+
+from meshgpt_pytorch.prepare.options import Captions
+from meshgpt_pytorch.prepare.sources import MeshSource
+
+__all__ = ["check_captions", "label_sources", "words_of_name"]
+
+Labels = dict[str, str]
+FILE_COLUMNS = ("file", "path", "name", "key")
+
+
+def check_captions(captions: Captions, captions_file: Path | None) -> None:
+    """Check that the two options fit each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    known = ("name", "folder", "sidecar", "csv", "catalogue")
+    if captions not in known:
+        raise ValueError(f"captions must be one of {known}, got {captions!r}")
+    if (captions == "csv") != (captions_file is not None):
+        raise ValueError(
+            "captions='csv' and captions_file go together: a table with a column of file names and "
+            f"a column 'caption'; got captions={captions!r} and captions_file={captions_file}"
+        )
+
+
+def label_sources(
+    sources: list[MeshSource], captions: Captions, captions_file: Path | None
+) -> dict[str, Labels]:
+    """Collect the labels of each mesh: name, caption, and what a catalogue or table adds.
+
+    Args:
+        sources: the meshes.
+        captions: "name", that of the catalogue or else of the file; "folder", that of the folder
+            which the file is in; "sidecar", a .txt or .json of the file's name beside it; "csv", a
+            row of the table; "catalogue", the name there.
+        captions_file: the table.
+
+    Returns:
+        labels by key; a mesh without a caption of the kind asked for has none.
+
+    Raises:
+        ValueError: the table cannot be read.
+        FileNotFoundError: there is no table.
+    """
+    check_captions(captions, captions_file)
+    table = {} if captions_file is None else read_table(captions_file)
+    labels = {}
+    for source in sources:
+        stem = words_of_name(source.path.stem)
+        mine = {"name": stem, **source.labels}
+        if captions == "name":
+            mine["caption"] = mine["name"].lower()
+        elif captions == "catalogue":
+            mine["caption"] = source.labels.get("name", "").lower()
+        elif captions == "folder":
+            mine["caption"] = words_of_name(source.path.parent.name)
+        elif captions == "sidecar":
+            mine.update(read_sidecar(source))
+        else:
+            mine.update(find_row(table, source))
+        labels[source.key] = {key: text for key, text in mine.items() if text}
+    return labels
+
+
+def words_of_name(name: str) -> str:
+    """Make words of a file name: 'officeChair_02' is 'office chair'."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|[_\-.+]+", " ", name)
+    words = spaced.lower().split()
+    while len(words) > 1 and words[-1].isdigit():
+        words.pop()
+    return " ".join(words)
+
+
+def read_sidecar(source: MeshSource) -> Labels:
+    """Read the labels beside a mesh: all of a .txt is its caption; a .json is an object."""
+    for suffix in (".json", ".txt"):
+        content = bytes_beside(source, suffix)
+        if content is None:
+            continue
+        text = content.decode("utf-8-sig", errors="replace").strip()
+        if suffix == ".txt":
+            return {"caption": text}
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, str):
+            return {"caption": values}
+        if isinstance(values, dict):
+            return label_values(values)
+    return {}
+
+
+def label_values(values: Mapping[str, object]) -> Labels:
+    """Keep what can be a label; a list of words becomes one text."""
+    labels = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if name.isidentifier() and isinstance(value, str | int | float):
+            labels["caption" if name in ("text", "texts") else name] = str(value)
+    return labels
+
+
+def bytes_beside(source: MeshSource, suffix: str) -> bytes | None:
+    """Read a file of the same name and another suffix, on disk or in the archive."""
+    path = source.path.with_suffix(suffix)
+    try:
+        if source.member is None:
+            return Path(path).read_bytes()
+        with ZipFile(source.file) as archive:
+            return archive.read(str(path))
+    except (OSError, KeyError, BadZipFile, RuntimeError):
+        return None
+
+
+def read_table(path: Path) -> dict[str, Labels]:
+    """Read a CSV: a column named file, path, name or key, a column caption, and any others."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the table of captions {path}: {error}") from error
+    columns = list(rows[0]) if rows else []
+    column = next((name for name in FILE_COLUMNS if name in columns), None)
+    if column is None or "caption" not in columns:
+        raise ValueError(
+            f"the table of captions needs a column 'caption' and one of {FILE_COLUMNS}, got "
+            f"{columns} in {path}"
+        )
+    return {
+        row[column]: label_values({k: v for k, v in row.items() if k and k != column})
+        for row in rows
+        if row[column]
+    }
+
+
+def find_row(table: Mapping[str, Labels], source: MeshSource) -> Labels:
+    """Find the row of a mesh: by key, by path, by file name, or by file name without suffix."""
+    path = PurePosixPath(source.key)
+    for name in (source.key, str(source.path), path.name, str(path.with_suffix("")), path.stem):
+        if name in table:
+            return table[name]
+    return {}

@@ -1,0 +1,210 @@
+"""Which meshes there are in a folder, a file or an archive, and the bytes of each."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from meshgpt_pytorch.prepare.catalogue import CATALOGUE_NAME, parse_catalogue
+
+__all__ = ["FileTooLargeError", "MeshSource", "copy_source", "find_sources", "source_files"]
+
+MESH_SUFFIXES = (".3mf", ".dae", ".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
+ARCHIVE_SUFFIXES = (".zip", ".sh3f")
+
+# known for meshes, and read by nobody here: they are named in the report, other files are not
+UNREADABLE_SUFFIXES = frozenset(
+    {".3ds", ".3dm", ".abc", ".blend", ".c4d", ".fbx", ".iges", ".igs", ".lwo", ".ma", ".max"}
+    | {".mb", ".skp", ".step", ".stp", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d"}
+)
+
+
+@dataclass(frozen=True)
+class MeshSource:
+    """One mesh to prepare; plain values, which go to the workers as JSON.
+
+    Attributes:
+        key: names it in the report: the path below the source, through an archive if it is in one.
+        file: path of the file on disk.
+        member: path in the archive that the file is; None for a mesh file.
+        rotation: 9 numbers to turn the vertices with; None for none.
+        labels: what a catalogue says of it.
+        problem: why it cannot be read, where that is known before reading.
+    """
+
+    key: str
+    file: str
+    member: str | None = None
+    rotation: tuple[float, ...] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Path of the mesh file, where it lies or in its archive."""
+        return PurePosixPath(self.member or Path(self.file).as_posix())
+
+    @property
+    def problem_kind(self) -> str:
+        """The outcome that the problem leads to."""
+        unread = self.path.suffix.lower() in UNREADABLE_SUFFIXES
+        return "unsupported" if unread else "unreadable"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "MeshSource":
+        """Build a source from what `dataclasses.asdict` and JSON made of it."""
+        rotation = values["rotation"] and tuple(values["rotation"])
+        return cls(**{**values, "rotation": rotation})
+
+
+def find_sources(root: Path) -> list[MeshSource]:
+    """List all meshes at a path, sorted by key.
+
+    Args:
+        root: a folder, searched to its depth but for hidden files, or a mesh file or archive.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"no folder of meshes at {root}")
+    base = root if root.is_dir() else root.parent
+    files = sorted(walk(root)) if root.is_dir() else [root]
+    sources = [source for file in files for source in sources_of(file, base)]
+
+    # a catalogue can offer one file twice
+    taken: dict[str, int] = {}
+    unique = []
+    for source in sources:
+        number = taken[source.key] = taken.get(source.key, 0) + 1
+        key = source.key if number == 1 else f"{source.key}#{number}"
+        unique.append(MeshSource(**{**vars(source), "key": key}))
+    return unique
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, but for hidden ones."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def sources_of(file: Path, base: Path) -> list[MeshSource]:
+    """List the meshes that a file is or holds."""
+    suffix = file.suffix.lower()
+    key = file.relative_to(base).as_posix()
+    if suffix in ARCHIVE_SUFFIXES:
+        try:
+            return archive_sources(file, key)
+        except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            return [MeshSource(key, str(file), problem=f"cannot open the archive: {error}")]
+    if suffix in UNREADABLE_SUFFIXES:
+        remedy = f"{suffix} files are not read; export it as .glb or .obj"
+        return [MeshSource(key, str(file), problem=remedy)]
+    return [MeshSource(key, str(file))] if suffix in MESH_SUFFIXES else []
+
+
+def archive_sources(file: Path, key: str) -> list[MeshSource]:
+    """List the meshes of an archive: those of its catalogue, or else all."""
+    with ZipFile(file) as archive:
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        if CATALOGUE_NAME in names:
+            return [
+                MeshSource(
+                    f"{key}/{model.path}",
+                    str(file),
+                    model.path,
+                    model.rotation,
+                    model.labels,
+                    None if model.path in names else "its catalogue names it, and it is not there",
+                )
+                for model in parse_catalogue(archive.read(CATALOGUE_NAME))
+            ]
+    meshes = [name for name in names if PurePosixPath(name).suffix.lower() in MESH_SUFFIXES]
+    hidden = ("__MACOSX/", ".")
+    return [
+        MeshSource(f"{key}/{name}", str(file), name)
+        for name in sorted(meshes)
+        if not name.startswith(hidden) and not PurePosixPath(name).name.startswith(".")
+    ]
+
+
+def copy_source(source: MeshSource, folder: Path, max_bytes: int) -> Path:
+    """Give a mesh a path on disk, with the buffers that a glTF file names beside it.
+
+    Args:
+        source: what to read.
+        folder: an empty one, for what comes out of an archive.
+        max_bytes: refuse larger files, unpacked.
+
+    Returns:
+        the path: in the folder for a member of an archive, or where the file lies.
+
+    Raises:
+        ValueError: it is larger, or the archive is damaged or encrypted.
+        OSError: the file cannot be read.
+    """
+    if source.member is None:
+        check_size(Path(source.file).stat().st_size, max_bytes)
+        return Path(source.file)
+    with ZipFile(source.file) as archive:
+        target = folder / f"mesh{source.path.suffix.lower()}"
+        extract(archive, archive.getinfo(source.member), target, max_bytes)
+        if target.suffix == ".gltf":
+            for name in buffer_names(target.read_bytes()):
+                member = str(source.path.parent / name)
+                if member in archive.namelist():
+                    extract(archive, archive.getinfo(member), folder / name, max_bytes)
+    return target
+
+
+def source_files(path: Path) -> list[Path]:
+    """List the files that a mesh is read from: itself, and the buffers of a glTF file."""
+    if path.suffix.lower() != ".gltf":
+        return [path]
+    buffers = [path.parent / name for name in buffer_names(path.read_bytes())]
+    return [path, *(buffer for buffer in buffers if buffer.is_file())]
+
+
+def extract(archive: ZipFile, info: ZipInfo, target: Path, max_bytes: int) -> None:
+    """Unpack one member, unless it is too large."""
+    check_size(info.file_size, max_bytes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with archive.open(info) as packed, target.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+    except (BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"cannot unpack it: {error}") from error
+
+
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Refuse a file that is too large to be looked at."""
+    if num_bytes > max_bytes:
+        raise FileTooLargeError(
+            f"the file has {num_bytes:,} bytes, more than max_file_bytes={max_bytes:,}"
+        )
+
+
+class FileTooLargeError(ValueError):
+    """A file over the limit."""
+
+
+def buffer_names(content: bytes) -> list[str]:
+    """List the files below its own folder that a glTF file refers to."""
+    try:
+        document = json.loads(content)
+        uris = [str(buffer.get("uri", "")) for buffer in document.get("buffers", ())]
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return []
+    names = [unquote(uri) for uri in uris if uri and not uri.startswith("data:")]
+    return [name for name in names if is_below(PurePosixPath(name))]
+
+
+def is_below(path: PurePosixPath) -> bool:
+    """Tell whether a relative path stays in the folder that it starts from."""
+    return not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0]
