@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from meshgpt_pytorch.checkpoint import CheckpointError
+from meshgpt_pytorch.checkpoint import CheckpointError, SavedModule
+from meshgpt_pytorch.checkpoint.files import read_model_file
 from meshgpt_pytorch.mesh import canonicalize_mesh, faces_to_mesh, load_mesh, save_mesh
+from meshgpt_pytorch.mesh.io import writable_format
 from meshgpt_pytorch.prepare import prepare_meshes
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.transformer.model import MeshTransformer
@@ -19,6 +21,7 @@ from meshgpt_pytorch.transformer.text import (
     TextEncoder,
     minilm_path,
 )
+from meshgpt_pytorch.version import __version__
 
 
 def open_encoder(name: str) -> TextEncoder:
@@ -33,14 +36,35 @@ def open_encoder(name: str) -> TextEncoder:
     return T5Encoder() if name == "t5" else AutoModelEncoder(name)
 
 
+def open_device(name: str) -> torch.device:
+    """Open a device by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"this torch sees no CUDA device, got --device {name}; use --device cpu")
+    return device
+
+
+def needs_text(path: Path) -> bool:
+    """Tell whether the model in a file generates from text."""
+    description = read_model_file(path).describe(SavedModule.known_classes)
+    return "text_encoder" in description["not_saved"]
+
+
 def generate(arguments: argparse.Namespace) -> None:
     """Generate a mesh from a sentence and write it."""
-    overrides = {}
-    if arguments.text is not None:
-        overrides["text_encoder"] = open_encoder(arguments.text_encoder)
-    transformer = MeshTransformer.init_and_load(arguments.model, overrides=overrides)
-    transformer.to(arguments.device)
-    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    writable_format(arguments.out)
+    device = open_device(arguments.device)
+    has_text = needs_text(arguments.model)
+    if has_text != (arguments.text is not None):
+        wanted = "a sentence after it" if has_text else "no sentence"
+        raise ValueError(f"the model {arguments.model} takes {wanted}; see meshgpt generate --help")
+    overrides = {"text_encoder": open_encoder(arguments.text_encoder)} if has_text else {}
+    transformer = MeshTransformer.init_and_load(arguments.model, overrides=overrides).to(device)
+    generator = torch.Generator(device).manual_seed(arguments.seed)
     coords, mask = transformer.generate(
         texts=None if arguments.text is None else [arguments.text],
         temperature=arguments.temperature,
@@ -59,14 +83,16 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Pass a mesh file through its codes, and write what comes back."""
-    autoencoder = MeshAutoencoder.init_and_load(arguments.model).to(arguments.device)
+    writable_format(arguments.out)
+    device = open_device(arguments.device)
+    autoencoder = MeshAutoencoder.init_and_load(arguments.model).to(device)
     grid: dict[str, Any] = {
         "num_discrete_coors": autoencoder.num_discrete_coors,
         "coor_continuous_range": autoencoder.coor_continuous_range,
     }
     is_quads = autoencoder.num_vertices_per_face == 4
     mesh = canonicalize_mesh(load_mesh(arguments.mesh, quads=is_quads), **grid)
-    codes = autoencoder.tokenize(*(each.to(arguments.device) for each in mesh))
+    codes = autoencoder.tokenize(*(each.to(device) for each in mesh))
     faces = autoencoder.decode_from_codes_to_faces(codes[None])
     decoded = faces_to_mesh(faces.face_coords[0].cpu(), faces.face_mask[0].cpu(), **grid)
     say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
@@ -99,6 +125,7 @@ def say(message: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="meshgpt", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     commands = parser.add_subparsers(required=True, metavar="command")
 

@@ -1,13 +1,16 @@
 """The command line: mesh files out, and errors as one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from meshgpt_pytorch import load_mesh, save_mesh
 from meshgpt_pytorch.cli import main
+from meshgpt_pytorch.version import __version__
 from tests.helpers import box_mesh
-from tests.training.runs import make_autoencoder, make_transformer
+from tests.training.runs import make_autoencoder, make_text_transformer, make_transformer
 
 
 def test_generate_writes_a_mesh_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,3 +48,45 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.startswith("meshgpt: ") and "none.obj" in error and error.count("\n") == 1
     assert main(["generate", str(model)]) == 1
     assert "MeshTransformer" in capsys.readouterr().err
+
+
+def test_a_model_with_text_wants_a_sentence_and_one_without_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, with_text = tmp_path / "plain", tmp_path / "text"
+    make_transformer().save(plain)
+    make_text_transformer().save(with_text)
+    assert main(["generate", str(plain), "a chair"]) == 1
+    assert "takes no sentence" in capsys.readouterr().err
+    assert main(["generate", str(with_text)]) == 1
+    assert "takes a sentence after it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mesh.xyz", "folder.obj"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "folder.obj").mkdir()
+    missing = tmp_path / "no model"
+    assert main(["generate", str(missing), "--out", str(tmp_path / name)]) == 1
+    assert f"cannot write {tmp_path / name}" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_device_is_used(tmp_path: Path) -> None:
+    model, out = tmp_path / "transformer", tmp_path / "mesh.obj"
+    make_transformer().save(model)
+    assert main(["--device", "cuda", "generate", str(model), "--out", str(out)]) == 0
+
+
+def test_a_device_that_is_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--device", "cuda", "generate", str(tmp_path / "model")]) == 1
+    assert "sees no CUDA device, got --device cuda" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "meshgpt_pytorch", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == __version__

@@ -32,7 +32,8 @@ LAYERS = (
     ("prepare",),
     ("training",),
     ("trainer",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
     # names of the whole package in one place
     ("meshgpt_pytorch", "__init__"),
 )

@@ -110,11 +110,7 @@ def save_mesh(mesh: Mesh, path: str | os.PathLike[str]) -> Path:
         ValueError: another format, or a mesh that is empty, not finite or badly indexed.
     """
     path = Path(path)
-    suffix = path.suffix.lower().lstrip(".")
-    formats = (*POLYGON_WRITERS, *TRIMESH_WRITERS)
-    if suffix not in formats:
-        known = ", ".join(f".{name}" for name in formats)
-        raise ValueError(f"cannot write {path}: the suffix must be one of {known}")
+    suffix = writable_format(path)
     check_mesh(mesh)
     mesh = Mesh(mesh.vertices.detach().cpu().float(), mesh.faces.cpu().long())
 
@@ -238,3 +234,20 @@ def trimesh_bytes(mesh: Mesh, suffix: str) -> bytes:
     )
     assert isinstance(content, bytes), f"trimesh writes .{suffix} as bytes"
     return content
+
+
+def writable_format(path: str | Path) -> str:
+    """Return the format that a file's suffix names.
+
+    Raises:
+        ValueError: not a format that ``save_mesh`` writes; or a folder is there.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower().lstrip(".")
+    formats = (*POLYGON_WRITERS, *TRIMESH_WRITERS)
+    if suffix not in formats:
+        known = ", ".join(f".{name}" for name in formats)
+        raise ValueError(f"cannot write {path}: the suffix must be one of {known}")
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: a folder of that name is there; name a file")
+    return suffix

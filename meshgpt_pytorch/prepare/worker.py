@@ -29,7 +29,6 @@ def main() -> None:
     import torch
 
     # loaded before the first job, whose time is limited
-    import meshgpt_pytorch.prepare.single
     from meshgpt_pytorch.prepare.options import PrepareOptions
     from meshgpt_pytorch.prepare.results import ResultFolder
 

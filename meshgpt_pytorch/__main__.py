@@ -1,0 +1,5 @@
+"""``python -m meshgpt_pytorch``: the command ``meshgpt``."""
+
+from meshgpt_pytorch.cli import main
+
+raise SystemExit(main())
