@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from meshgpt_pytorch.transformer import text_encoders
 from meshgpt_pytorch.transformer.text import (
@@ -20,6 +19,7 @@ from meshgpt_pytorch.transformer.text_libraries import (
     import_guidance_library,
     import_transformers,
 )
+from tests.helpers import save_small_t5
 
 TEXTS = ["chair", "a tall bookcase with four shelves", ""]
 WORDS = "a tall chair bookcase with four shelves".split()
@@ -32,22 +32,8 @@ def minilm():
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory):
-    transformers = import_transformers()
     folder = tmp_path_factory.mktemp("t5")
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
-    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    save_small_t5(folder, WORDS)
     return folder
 
 
