@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ def main() -> None:
     # of the meshes, which the records tell better
     warnings.simplefilter("ignore")
 
+    # after the lines above, and before the first job, whose time is limited
     import torch
 
-    # loaded before the first job, whose time is limited
     from meshgpt_pytorch.prepare.options import PrepareOptions
     from meshgpt_pytorch.prepare.results import ResultFolder
+    from meshgpt_pytorch.prepare.single import prepare_one
+    from meshgpt_pytorch.prepare.sources import MeshSource
 
     torch.set_num_threads(1)
     setup = json.loads(sys.stdin.readline())
@@ -39,17 +42,15 @@ def main() -> None:
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps(answer(json.loads(line), options, results)) + "\n")
+        source = MeshSource.from_json(json.loads(line))
+        answers.write(json.dumps(answer(prepare_one, source, options, results)) + "\n")
         answers.flush()
 
 
-def answer(job: dict[str, Any], options: Any, results: Any) -> dict[str, Any]:
+def answer(prepare: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Do one job; what ends the whole run is told as an error."""
-    from meshgpt_pytorch.prepare.single import prepare_one
-    from meshgpt_pytorch.prepare.sources import MeshSource
-
     try:
-        return {"record": asdict(prepare_one(MeshSource.from_json(job), options, results))}
+        return {"record": asdict(prepare(*arguments))}
     except OSError as error:
         return {"os_error": [error.errno, error.strerror or str(error), str(error.filename or "")]}
     except RuntimeError as error:

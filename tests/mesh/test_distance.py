@@ -29,8 +29,8 @@ def test_a_part_that_is_missing_counts_from_either_side():
     small, large = square(0, size=1.0), square(0, size=2.0)
     for first, second in ((small, large), (large, small)):
         distance = surface_distance(first, second)
-        # the far corner of the large square
-        assert distance.hausdorff == pytest.approx(2**0.5, rel=1e-6)
+        # to the far corner of the large square, from below: as near as a point was drawn to it
+        assert 2**0.5 - 0.05 < distance.hausdorff <= 2**0.5
         assert 0.05 < distance.chamfer < 0.5
 
 
