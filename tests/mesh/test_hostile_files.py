@@ -64,7 +64,7 @@ def test_mutated_files_give_a_sound_mesh_or_the_error_of_the_library(tmp_path, s
 
     @settings(
         max_examples=120,
-        deadline=20_000,
+        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
