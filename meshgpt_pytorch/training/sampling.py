@@ -120,8 +120,7 @@ def generate_samples(
     if model.condition_on_text and texts is None:
         # what the autoencoder makes of the data is the best that can be generated
         codes = read_codes(model, arguments)
-        codes = codes.masked_fill(codes == model.pad_id, autoencoder.pad_id)
-        decoded = autoencoder.decode_from_codes_to_faces(codes)
+        decoded = model.detokenize(codes)
         columns = {"data": to_meshes(autoencoder, *decoded), **columns}
     return Samples(columns, text.get("texts") or number_rows(len(columns["generated"])))
 
@@ -130,11 +129,8 @@ def read_codes(model: Any, arguments: Mapping[str, Any]) -> Tensor:
     """Return the codes of a batch, "b n" padded with the transformer's pad_id."""
     if "codes" in arguments:
         return arguments["codes"].flatten(start_dim=1).long()
-    autoencoder = model.autoencoder
-    codes = autoencoder.tokenize(
-        arguments["vertices"], arguments["faces"], arguments.get("face_edges")
-    )
-    return codes.masked_fill(codes == autoencoder.pad_id, model.pad_id).flatten(start_dim=1)
+    mesh = (arguments["vertices"], arguments["faces"], arguments.get("face_edges"))
+    return model.tokenize(*mesh).flatten(start_dim=1)
 
 
 def number_rows(count: int) -> list[str]:

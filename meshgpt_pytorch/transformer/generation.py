@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from x_transformers.autoregressive_wrapper import top_k
 
 from meshgpt_pytorch.modes import evaluating
-from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces
 from meshgpt_pytorch.transformer.checks import check_codes
+from meshgpt_pytorch.transformer.codes import MeshCodes
 from meshgpt_pytorch.transformer.conditioning import match_batch
 from meshgpt_pytorch.transformer.guidance import check_guidance
 from meshgpt_pytorch.transformer.prediction import CodeModel, choose_predictor
@@ -58,10 +58,9 @@ class Sampling:
         return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
 
 
-class MeshGeneration(CodeModel):
+class MeshGeneration(CodeModel, MeshCodes):
     """The sampling part of ``MeshTransformer``, which inherits it and predicts the logits."""
 
-    autoencoder: MeshAutoencoder
     eos_token_id: int
 
     @typecheck
@@ -147,9 +146,7 @@ class MeshGeneration(CodeModel):
         if return_codes:
             return rearrange(codes, "b (n q) -> b n q", q=self.num_quantizers)
 
-        autoencoder = self.autoencoder
-        codes = codes.masked_fill(codes == self.pad_id, autoencoder.pad_id)
-        decoded: Any = autoencoder.decode_from_codes_to_faces(codes)
+        decoded = self.detokenize(codes)
         if face_coords_to_file is None:
             return decoded
         return [face_coords_to_file(coords[mask]) for coords, mask in zip(*decoded, strict=True)]

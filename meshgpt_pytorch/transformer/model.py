@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from x_transformers import Decoder
 
 from meshgpt_pytorch.checkpoint import SavedModule
-from meshgpt_pytorch.mesh import check_mesh_shapes
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.checks import flatten_codes
 from meshgpt_pytorch.transformer.checks import (
@@ -272,10 +271,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
                     "either codes, or vertices and faces, must be given, got none; pass codes from "
                     "autoencoder.tokenize, or the meshes themselves"
                 )
-            check_mesh_shapes(vertices, faces, num_vertices_per_face=self.num_vertices_per_face)
-            codes = self.autoencoder.tokenize(vertices, faces, face_edges)
-            codes = move_padding_last(codes, self.autoencoder.pad_id)
-            codes = codes.masked_fill(codes == self.autoencoder.pad_id, self.pad_id)
+            codes = self.tokenize(vertices, faces, face_edges)
         return self.forward_on_codes(
             codes,
             return_loss=return_loss,
@@ -412,10 +408,3 @@ def append_id(codes: Int[Tensor, "b n"], new_id: int, pad_id: int) -> Int[Tensor
     """Put an id behind the last code of each row."""
     lengths = (codes != pad_id).sum(dim=1, keepdim=True)
     return F.pad(codes, (0, 1), value=pad_id).scatter(1, lengths, new_id)
-
-
-def move_padding_last(codes: Int[Tensor, "b n q"], pad_id: int) -> Int[Tensor, "b n q"]:
-    """Move the vertices of padded faces behind all others; the order stays otherwise."""
-    is_padding = (codes == pad_id).all(dim=-1)
-    order = is_padding.int().argsort(dim=1, stable=True)
-    return codes.take_along_dim(order[..., None], dim=1)

@@ -43,6 +43,23 @@ def test_validation_happens_when_due(make_trainer: Any) -> None:
     assert [record["step"] for record in trainer.history if "val_loss" in record] == [2, 4]
 
 
+def test_validation_takes_meshes_with_padding_between_faces(tmp_path: Path) -> None:
+    padding = torch.full((2, 3), -1)
+    spread = tuple(
+        Mesh(mesh.vertices, torch.cat((mesh.faces[:1], padding, mesh.faces[1:]))) for mesh in MESHES
+    )
+    model = make_transformer(max_seq_len=144)
+    losses = [
+        MeshTransformerTrainer(
+            model=model,
+            val_dataset=Samples(meshes),
+            **small_run(tmp_path / name),
+        ).validate()["val_loss"]
+        for name, meshes in {"plain": MESHES, "spread": spread}.items()
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_validation_covers_the_whole_set_whatever_the_batch(
     make_trainer: Any, batch_size: int
