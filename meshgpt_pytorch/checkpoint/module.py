@@ -25,6 +25,7 @@ from meshgpt_pytorch.checkpoint.files import (
     write_tensors,
 )
 from meshgpt_pytorch.checkpoint.hub import HubModel
+from meshgpt_pytorch.checkpoint.sharding import share_as
 from meshgpt_pytorch.version import __version__
 
 AnyModel = TypeVar("AnyModel", bound="SavedModule")
@@ -176,7 +177,11 @@ class SavedModule(HubModel):
                 )
             warnings.warn(f"{message}; loaded the rest", stacklevel=3)
 
-        fitting = {name: tensors[name] for name in shared if name not in report.misshapen}
+        fitting = {
+            name: share_as(tensors[name], own[name])
+            for name in shared
+            if name not in report.misshapen
+        }
         self.load_state_dict(fitting, strict=False)
         return report
 

@@ -1,5 +1,7 @@
 """Set up accelerate: devices, processes, mixed precision and trackers."""
 
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     broadcast_object_list,
     is_wandb_available,
 )
@@ -29,8 +32,13 @@ def build_accelerator(
         find_unused_parameters: let processes look for parameters that a step left out, which
             costs time; without it such a step is an error.
 
+    Warns:
+        UserWarning: accelerate was told to share the weights (FSDP), and does not on the CPU.
+
     Raises:
         ImportError: wandb is asked for and not installed.
+        RuntimeError: several processes were started that know nothing of each other, or that work
+            together in a way that the trainers do not support.
     """
     kwargs = dict(accelerator_kwargs or {})
     if use_wandb_tracking:
@@ -43,7 +51,43 @@ def build_accelerator(
     if find_unused_parameters:
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         kwargs.setdefault("kwargs_handlers", [unused])
-    return Accelerator(**kwargs)
+    accelerator = Accelerator(**kwargs)
+    check_processes(accelerator)
+    return accelerator
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Check how accelerate lets processes work together; see `build_accelerator`."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes == 1 < started:
+        raise RuntimeError(
+            f"{started} processes were started, and accelerate found no device on which they work "
+            f"together: each would train a model of its own and write over the others' "
+            f"checkpoints; without GPUs pass accelerator_kwargs={{'cpu': True}}"
+        )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise RuntimeError(
+            f"the trainers must take the optimizer's steps and save its state themselves, got "
+            f"{kind.value}, which does both in its own engine; share the weights with FSDP: "
+            f"distributed_type: FSDP and fsdp_version: 2 in accelerate's configuration"
+        )
+    if kind == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+            raise RuntimeError(
+                f"sharing the weights needs fsdp_version 2, since 1 renames and flattens them, and "
+                f"fsdp_cpu_ram_efficient_loading false, since accelerate fails on the models' "
+                f"buffers with it, got {plugin.fsdp_version} and "
+                f"{plugin.cpu_ram_efficient_loading}; see examples/accelerate_configs/fsdp.yaml"
+            )
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and kind != DistributedType.FSDP:
+        warnings.warn(
+            f"accelerate was told to share the weights (FSDP), and does not on {accelerator.device}"
+            f": each process has the whole model ({kind.value})",
+            stacklevel=2,
+        )
 
 
 def common_seed(seed: int | None) -> int:

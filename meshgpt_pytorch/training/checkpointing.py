@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 
 from meshgpt_pytorch.checkpoint import is_upstream_file, read_upstream_file
+from meshgpt_pytorch.checkpoint.sharding import gather_shares
 from meshgpt_pytorch.training.batches import TrainingBatches
 from meshgpt_pytorch.training.folders import (
     CheckpointFolder,
@@ -56,11 +57,12 @@ class Checkpointing(TrainerSurface):
             FileExistsError: the path exists and `overwrite` is False.
         """
         parts = self._stateful_parts()
+        self.whole.gather()
         state = {
             "step": self.step,
             # a collective call: each process has random generators of its own
             "random_states": gather_object([get_random_state()]),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gather_shares(self.optimizer.state_dict()),
             **{name: part.state_dict() for name, part in parts.items()},
         }
         if self.is_main:
@@ -105,7 +107,7 @@ class Checkpointing(TrainerSurface):
             return
 
         folder, state, history = read_checkpoint(folder)
-        self.unwrapped_model.load(folder / "model.safetensors")
+        self.whole.trained.load(folder / "model.safetensors")
         if self.average is not None:
             name = "ema.safetensors" if "average" in state else "model.safetensors"
             self.average.model.load(folder / name)
@@ -116,6 +118,7 @@ class Checkpointing(TrainerSurface):
         self.step = state["step"]
         self.last_checkpoint = folder
         self.reporter.history = history
+        self.whole.gather()
         # with another number of processes there is no run to repeat exactly
         if len(state["random_states"]) == self.accelerator.num_processes:
             set_random_state(state["random_states"][self.accelerator.process_index])
@@ -123,8 +126,9 @@ class Checkpointing(TrainerSurface):
     def _load_upstream(self, path: Path) -> None:
         """Go on from a file of 1.x: weights, average, moments and step."""
         file = read_upstream_file(path)
-        model = self.unwrapped_model
+        model = self.whole.trained
         model.load(path)
+        self.whole.gather()
         if self.average is not None and file.average is not None:
             start = "ema_model."
             tensors = {

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from meshgpt_pytorch.checkpoint import SavedModule
+from meshgpt_pytorch.checkpoint.sharding import gather_shares
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.training.acceleration import (
     build_accelerator,
@@ -39,6 +40,7 @@ from meshgpt_pytorch.training.reporting import Reporter
 from meshgpt_pytorch.training.sampling import FirstItems, Samples, require_pictures
 from meshgpt_pytorch.training.skipping import SkippedSteps
 from meshgpt_pytorch.training.validation import Meter
+from meshgpt_pytorch.training.whole_model import WholeModel
 
 
 class MeshTrainer(Checkpointing):
@@ -111,9 +113,10 @@ class MeshTrainer(Checkpointing):
 
         if self.accelerator.device_placement:
             model.to(self.accelerator.device)  # before the optimizer, whose kernels may ask
+        self.whole = WholeModel(self.accelerator, model)
         self.average: AveragedModel | None = None
         if options.ema_kwargs is not None and self.is_main:
-            self.average = AveragedModel(model, options.ema_kwargs)
+            self.average = AveragedModel(self.whole.model, options.ema_kwargs)
 
         optimizer = self._build_optimizer(model)
         self.skipped = SkippedSteps(options.max_skipped_steps)
@@ -218,6 +221,7 @@ class MeshTrainer(Checkpointing):
                     raise SystemExit(EXIT_CODE)
                 if self.options.on_step is not None and self.options.on_step(record):
                     break
+        self.whole.gather()
         self.print(f"{self.checkpoint_name}: {self.step} of {self.num_train_steps} steps")
 
     __call__ = forward = train
@@ -246,7 +250,7 @@ class MeshTrainer(Checkpointing):
         )
         # some engines of accelerate clip on their own
         if grad_norm is not None:
-            totals["grad_norm"] = torch.as_tensor(grad_norm)
+            totals["grad_norm"] = gather_shares(torch.as_tensor(grad_norm))
         faces = [self.count_faces(arguments).float() for arguments in micro_batches]
         totals["faces"] = torch.stack(faces).sum()
         numbers = self._read(totals)
@@ -271,6 +275,8 @@ class MeshTrainer(Checkpointing):
         is_taken = is_finite and not self.accelerator.optimizer_step_was_skipped
         if is_taken:
             self.learning_rate.step()
+            if self.options.ema_kwargs is not None:
+                self.whole.gather()
             if self.average is not None:
                 self.average.update()
         return is_taken
@@ -286,6 +292,7 @@ class MeshTrainer(Checkpointing):
             RuntimeError: Pillow is not installed.
         """
         self.wait()
+        self.whole.gather()
         folder = self.checkpoint_folder / f"{self.checkpoint_name}.samples.{self.step}"
         if self.is_main:
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
@@ -361,6 +368,7 @@ class MeshTrainer(Checkpointing):
         if self.val_loader is None:
             raise ValueError("validate needs a val_dataset, got None; pass one to the trainer")
         self.wait()
+        self.whole.gather()
         meter = self.new_meter()
         model = self.averaged_model
         batches = islice(self.val_loader, self.options.val_num_batches) if self.is_main else ()

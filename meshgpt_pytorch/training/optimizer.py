@@ -9,6 +9,7 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from meshgpt_pytorch.checkpoint.sharding import share_as
 from meshgpt_pytorch.training.options import OptimizerFactory, SchedulerFactory
 
 DEFAULT_BETAS = (0.9, 0.99)
@@ -214,7 +215,12 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
         UserWarning: this run was told another weight decay.
     """
     wanted = optimizer.param_groups[0].get("weight_decay", 0.0)
-    optimizer.load_state_dict(dict(state))
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    moments = {
+        number: {name: share_as(item, parameters[number]) for name, item in items.items()}
+        for number, items in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
     loaded = optimizer.param_groups[0].get("weight_decay", 0.0)
     if loaded != wanted:
         warn_of_setting("weight_decay", loaded, wanted)

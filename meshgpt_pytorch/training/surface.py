@@ -13,6 +13,7 @@ from meshgpt_pytorch.training.averaging import AveragedModel
 from meshgpt_pytorch.training.options import Record
 from meshgpt_pytorch.training.plots import plot_history
 from meshgpt_pytorch.training.reporting import Reporter
+from meshgpt_pytorch.training.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ class TrainerSurface:
     model: Module
     reporter: Reporter
     step: int
+    whole: WholeModel
 
     @property
     def history(self) -> list[Record]:
@@ -36,9 +38,12 @@ class TrainerSurface:
 
     @property
     def unwrapped_model(self) -> SavedModule:
-        """The model itself, without what accelerate puts around it."""
-        model: SavedModule = self.accelerator.unwrap_model(self.model)
-        return model
+        """The model itself, without what accelerate puts around it.
+
+        Where processes share its weights (FSDP), the main process has it as it was when it was last
+        saved, validated, sampled or trained to the end; the others have only their shares.
+        """
+        return self.whole.model
 
     @property
     def averaged_model(self) -> SavedModule:

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Adam, AdamW, Optimizer
 
+from meshgpt_pytorch.checkpoint.sharding import share_as
+
 
 def load_upstream_moments(
     optimizer: Optimizer, saved: Any, model: Module, names: Sequence[str]
@@ -39,7 +41,7 @@ def load_upstream_moments(
         return False
     for parameter, state in pairs:
         optimizer.state[parameter] = {
-            name: item.to(parameter.device) if item.ndim else item.clone()
+            name: share_as(item.to(parameter.device), parameter) if item.ndim else item.clone()
             for name, item in state.items()
         }
     return True

@@ -20,15 +20,16 @@ from tests.training.two_processes import NUM_STEPS, make_trainer, meshes_of
 KINDS = {"autoencoder": MeshAutoencoder, "transformer": MeshTransformer}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes trained."""
-    folder = tmp_path_factory.mktemp("processes")
-    config = ROOT / "examples" / "accelerate_configs" / "ddp.yaml"
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes trained, each with the whole model or with a share."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = ROOT / "examples" / "accelerate_configs" / f"{request.param}.yaml"
     # the command `accelerate` imports all its subcommands, and with them torchvision
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--mixed_precision", "no", "--module", "tests.training.two_processes"]
     result = subprocess.run(
-        [*command, "--module", "tests.training.two_processes", str(folder)],
+        [*command, str(folder), request.param],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -38,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read_histories(runs: Path, kind: str, process: int) -> list[list[dict[str, Any]]]:
+def read_report(runs: Path, kind: str, process: int) -> dict[str, Any]:
     return json.loads((runs / f"{kind}.{process}.json").read_text())
 
 
@@ -52,7 +53,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(
 ) -> None:
     one = make_trainer(kind, tmp_path, batch_size=2)
     one()
-    two = read_histories(runs, kind, process=0)[0]
+    two = read_report(runs, kind, process=0)["whole"]
     assert len(one.history) == len(two) == NUM_STEPS
     for single, double in zip(losses(one.history), losses(two), strict=True):
         assert single == pytest.approx(double, rel=1e-5, abs=1e-5)
@@ -62,6 +63,23 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     for name, model in (("model", one.unwrapped_model), ("ema", one.average.model)):
         saved = KINDS[kind].init_and_load(folder / f"{name}.safetensors")
         torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_goes_on_where_two_were(runs: Path, kind: str, tmp_path: Path) -> None:
+    one = make_trainer(kind, tmp_path, batch_size=2)
+    one.load(runs / kind / f"mesh-{kind}.ckpt.3")
+    one()
+    two = read_report(runs, kind, process=0)["whole"]
+    for single, double in zip(losses(one.history), losses(two), strict=True):
+        assert single == pytest.approx(double, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_have_the_whole_model_or_a_share(runs: Path, kind: str) -> None:
+    shares = [read_report(runs, kind, process=number)["share"] for number in (0, 1)]
+    wanted = [0.5, 0.5] if runs.name.startswith("fsdp") else [1.0, 1.0]
+    assert shares == pytest.approx(wanted, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,13 +101,15 @@ def test_logs_and_checkpoints_are_written_once(runs: Path, kind: str) -> None:
     lines = (folder / f"{name}.history.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
     left = sorted(p.name for p in folder.iterdir() if not p.name.startswith("read."))
-    assert left == [f"{name}.ckpt.3", f"{name}.ckpt.6", f"{name}.history.jsonl"]
+    names = ("ckpt.3", "ckpt.6", "history.jsonl", "samples.6")
+    assert left == [f"{name}.{each}" for each in names]
+    assert (folder / f"{name}.samples.6" / "samples.png").is_file()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_go_on_where_they_were(runs: Path, kind: str) -> None:
-    whole, resumed = read_histories(runs, kind, process=0)
-    assert without_speed(resumed) == without_speed(whole)
+    report = read_report(runs, kind, process=0)
+    assert without_speed(report["resumed"]) == without_speed(report["whole"])
     for name in ("model", "ema"):
         file = f"mesh-{kind}.ckpt.{NUM_STEPS}/{name}.safetensors"
         folders = (runs / kind, runs / f"{kind}.resumed")

@@ -1,4 +1,7 @@
-"""What each of two processes does in test_processes.py: train, save, resume, and write it down."""
+"""What each of two processes does in test_processes.py: train, save, resume, and write it down.
+
+accelerate launch --module tests.training.two_processes <folder> <ddp or fsdp>
+"""
 
 import json
 import os
@@ -9,7 +12,9 @@ from typing import Any
 os.environ["TYPECHECK"] = "True"
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from meshgpt_pytorch.mesh import Mesh
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
@@ -29,6 +34,7 @@ class LoggedSamples(Samples):
     def __init__(self, meshes: tuple[Mesh, ...], path: Path) -> None:
         super().__init__(meshes)
         self.path = path
+        self.num_faces = [len(mesh.faces) for mesh in meshes]
 
     def __getitem__(self, index: int) -> Any:
         with self.path.open("a") as file:
@@ -56,11 +62,16 @@ def make_trainer(kind: str, folder: Path, batch_size: int, **kwargs: Any) -> Mes
         "grad_accum_every": 2,
         "learning_rate": 1e-2,
         "optimizer": torch.optim.SGD,
+        "optimizer_kwargs": {"momentum": 0.5},
+        # of the transformer's meshes no two are of one size
+        "bucket_by_length": kind == "transformer",
         "warmup_steps": 0,
         "checkpoint_folder": folder,
         "checkpoint_every": 3,
         "val_every": 3,
         "val_num_batches": None,
+        "sample_every": 6,
+        "num_samples": 1,
         "accelerator_kwargs": {"cpu": True},
         "progress": False,
         "seed": 0,
@@ -72,8 +83,27 @@ def make_trainer(kind: str, folder: Path, batch_size: int, **kwargs: Any) -> Mes
     return MeshTransformerTrainer(make_transformer(), **options)
 
 
-def main(folder: Path) -> None:
+def share_weights_on_the_cpu() -> None:
+    """Have accelerate do on the CPU what it does on GPUs alone, as it was configured for FSDP."""
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+
+
+def share_of_weights(trainer: MeshTrainer) -> float:
+    """Return how much of the trained weights is in this process."""
+    own = whole = 0
+    for weight in trainer.model.parameters():
+        whole += weight.numel()
+        own += weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
+    return own / whole
+
+
+def main(folder: Path, config: str) -> None:
     """Train both models, and go on from a checkpoint of each."""
+    if config == "fsdp":
+        share_weights_on_the_cpu()
     for kind in ("autoencoder", "transformer"):
         whole, resumed = folder / kind, folder / f"{kind}.resumed"
         if PartialState(cpu=True).is_main_process:
@@ -85,11 +115,14 @@ def main(folder: Path) -> None:
         second = make_trainer(kind, resumed, batch_size=1, seed=1)
         second.load(whole / f"{trainer.checkpoint_name}.ckpt.3")
         second()
-        records = [trainer.history, second.history]
-        (folder / f"{kind}.{trainer.accelerator.process_index}.json").write_text(
-            json.dumps(records)
-        )
+        report = {
+            "whole": trainer.history,
+            "resumed": second.history,
+            "share": share_of_weights(trainer),
+        }
+        path = folder / f"{kind}.{trainer.accelerator.process_index}.json"
+        path.write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
