@@ -391,6 +391,8 @@ class MeshTransformerTrainer(MeshTrainer):
         )
         for each in (dataset, val_dataset):
             self.inputs.check_dataset(each, model.autoencoder)
+            if model.conditioner is not None:
+                self.inputs.check_text_encodings(each, model.conditioner.encoders)
         collate = collate_for(model.autoencoder, model.pad_id)
         super().__init__(model, dataset, val_dataset, options, collate=collate)
 

@@ -65,6 +65,8 @@ class SavedFile(NamedTuple):
     # the class and the constructor's arguments, given the model classes by name; read when asked
     # for, so that the weights of a file with arguments that cannot be read still load
     describe: Callable[[Mapping[str, type]], dict[str, Any]]
+    # what tells objects again that a file cannot hold; see SavedModule.transient_facts
+    transient_facts: dict[str, Any]
     # start of the names of weights that a model without them may leave out
     optional_prefix: str | None = None
 
@@ -81,7 +83,9 @@ def read_model_file(path: PathLike) -> SavedFile:
         raise FileNotFoundError(f"no file of weights at {path}")
     if is_upstream_file(path):
         upstream = read_upstream_file(path)
-        return SavedFile(upstream.tensors, upstream.class_name, upstream.describe, UNTRAINED_PREFIX)
+        return SavedFile(
+            upstream.tensors, upstream.class_name, upstream.describe, {}, UNTRAINED_PREFIX
+        )
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -108,7 +112,8 @@ def read_model_file(path: PathLike) -> SavedFile:
     for name, first in json.loads(metadata["aliases"]).items():
         tensors[name] = tensors[first]
     description = json.loads(metadata["config"])
-    return SavedFile(tensors, metadata["class"], lambda _: description)
+    facts = json.loads(metadata.get("transient_facts", "{}"))
+    return SavedFile(tensors, metadata["class"], lambda _: description, facts)
 
 
 def save_training_state(path: PathLike, state: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from meshgpt_pytorch.checkpoint.sharding import share_as
 from meshgpt_pytorch.version import __version__
 
 AnyModel = TypeVar("AnyModel", bound="SavedModule")
+TransientFacts = Mapping[str, Any]
 
 
 class LoadReport(NamedTuple):
@@ -83,6 +84,7 @@ class SavedModule(HubModel):
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
             **self.checked_description(),
+            **self.transient_facts(),
         }
 
     @property
@@ -105,6 +107,17 @@ class SavedModule(HubModel):
                 )
         return self.description
 
+    def transient_facts(self) -> TransientFacts:
+        """Return plain JSON values that tell the objects of `transient_arguments` again."""
+        return {}
+
+    def check_transient_facts(self, facts: TransientFacts, path: PathLike, strict: bool) -> None:
+        """Compare the facts of a file with the objects that this model was given.
+
+        Raises:
+            CheckpointError: the model was given another object, and `strict` is True.
+        """
+
     def save(self, path: PathLike, overwrite: bool = True) -> None:
         """Write weights and constructor arguments into one safetensors file, in one step.
 
@@ -122,6 +135,7 @@ class SavedModule(HubModel):
             "library_version": __version__,
             "class": type(self).__name__,
             "config": json.dumps(self.checked_description()),
+            "transient_facts": json.dumps(self.transient_facts()),
         }
         with atomic_path(path, overwrite=overwrite) as temporary:
             write_tensors(temporary, self.state_dict(), metadata)
@@ -131,8 +145,8 @@ class SavedModule(HubModel):
 
         Args:
             path: file that `save` wrote, or one of meshgpt-pytorch 1.x, also of its trainers.
-            strict: whether every key must be in both, with one shape. Else the keys that differ
-                are left alone, with a warning.
+            strict: whether every key must be in both, with one shape, and the text encoder must
+                be that of the file. Else the keys that differ are left alone, with a warning.
 
         Returns:
             the keys that differ.
@@ -148,6 +162,7 @@ class SavedModule(HubModel):
                 f"{path} holds a {saved.class_name}, wanted a {type(self).__name__}; load it with "
                 f"{saved.class_name}.init_and_load"
             )
+        self.check_transient_facts(saved.transient_facts, path, strict)
         return self.load_tensors(wanted_tensors(saved, self), path, strict)
 
     def load_tensors(
@@ -214,6 +229,7 @@ class SavedModule(HubModel):
             )
         description = saved.describe(SavedModule.known_classes)
         model = build(saved_class, description, overrides or {}, path)
+        model.check_transient_facts(saved.transient_facts, path, strict)
         take_dtypes(model, saved.tensors)
         model.load_tensors(wanted_tensors(saved, model), path, strict)
         return model

@@ -64,6 +64,11 @@ def fingerprint_weights(model: Any) -> str:
     return digest.hexdigest()
 
 
+def describes_itself(encoder: object) -> bool:
+    """Tell whether an object's ``__repr__`` says more than where in memory it is."""
+    return type(encoder).__repr__ not in (object.__repr__, torch.nn.Module.__repr__)
+
+
 def fingerprint_encoder(encoder: object) -> str:
     """Name a text encoder: by its weights if it is a module, else by its own ``__repr__``.
 
@@ -77,6 +82,6 @@ def fingerprint_encoder(encoder: object) -> str:
     name = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
     if isinstance(encoder, torch.nn.Module):
         return f"{name} {fingerprint_weights(encoder)}"
-    if type(encoder).__repr__ is object.__repr__:
+    if not describes_itself(encoder):
         return f"{name} {uuid4().hex}"
     return f"{name} {encoder!r}"

@@ -1,15 +1,21 @@
 """Whether meshes and codes fit a transformer, seen before the first step where it can be."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from einops import reduce
 from torch import Tensor
+from torch.nn import Module
 from torch.utils.data import Dataset
 
 from meshgpt_pytorch.data import MeshDataset
-from meshgpt_pytorch.data.fingerprints import fingerprint_weights
+from meshgpt_pytorch.data.fingerprints import (
+    describes_itself,
+    fingerprint_encoder,
+    fingerprint_weights,
+)
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 
 
@@ -37,6 +43,26 @@ class TransformerInputs:
                 "the codes of the data set must come from the transformer's autoencoder, got "
                 "codes of another one, or of other weights; call "
                 "dataset.cache_codes(transformer.autoencoder)"
+            )
+
+    def check_text_encodings(self, dataset: Dataset[Any] | None, encoders: Sequence[Any]) -> None:
+        """Check that a data set's text encodings are of the transformer's encoder.
+
+        Warns:
+            UserWarning: they are of another one, as far as the two can be told apart.
+        """
+        if not (isinstance(dataset, MeshDataset) and "text_encodings" in dataset.item_keys):
+            return
+        (encoder, *more) = encoders
+        if more or not (isinstance(encoder, Module) or describes_itself(encoder)):
+            return
+        made_by, wanted = dataset.text_encodings_fingerprint, fingerprint_encoder(encoder)
+        if made_by != wanted:
+            warnings.warn(
+                f"the text encodings of the data set were made by {made_by}, and the transformer "
+                f"encodes texts with {wanted}; unless they are the same, call "
+                f"dataset.cache_text_encodings with the transformer's encoder",
+                stacklevel=3,
             )
 
     def check(self, arguments: Mapping[str, Any]) -> None:

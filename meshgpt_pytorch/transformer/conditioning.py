@@ -1,5 +1,6 @@
 """How a text reaches the transformer: as words, as an encoder's output, or as embeddings."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Module
 
+from meshgpt_pytorch.checkpoint import CheckpointError
+from meshgpt_pytorch.checkpoint.atomic import PathLike
+from meshgpt_pytorch.checkpoint.module import TransientFacts
+from meshgpt_pytorch.transformer.encoder_identity import identify, read_identity
 from meshgpt_pytorch.transformer.text import (
     EncodedText,
     TextConditioner,
@@ -79,6 +84,45 @@ class TextConditioning(Module):
         if isinstance(texts, str):
             return self.conditioner.embed_texts([texts])[0]
         return self.conditioner.embed_texts(texts)
+
+    def transient_facts(self) -> TransientFacts:
+        """Return which text encoders the model was trained with, for its file."""
+        if self.conditioner is None:
+            return {}
+        encoders = [identify(encoder)._asdict() for encoder in self.conditioner.encoders]
+        return {"text_encoders": encoders}
+
+    def check_transient_facts(self, facts: TransientFacts, path: PathLike, strict: bool) -> None:
+        """Compare the text encoders of a file with those that the model has.
+
+        Args:
+            facts: what `transient_facts` returned when the file was written; nothing if it is old.
+            path: the file, for the message.
+            strict: whether another encoder is an error.
+
+        Warns:
+            UserWarning: an encoder has another name, and its weights are not known on both sides;
+                or it is another one, and `strict` is False.
+
+        Raises:
+            CheckpointError: an encoder has other weights, and `strict` is True.
+        """
+        encoders = [] if self.conditioner is None else self.conditioner.encoders
+        for saved_facts, encoder in zip(facts.get("text_encoders", ()), encoders, strict=False):
+            saved, given = read_identity(saved_facts), identify(encoder)
+            is_same = given.is_same(saved)
+            if is_same:
+                continue
+            message = f"{path} was trained with the text encoder {saved}, got {given}"
+            if is_same is None:
+                warnings.warn(f"{message}; make sure that they are the same", stacklevel=4)
+            elif strict:
+                raise CheckpointError(
+                    f"{message} with other weights; pass that one, or strict=False to go on with "
+                    f"this one"
+                )
+            else:
+                warnings.warn(f"{message} with other weights", stacklevel=4)
 
     def _read_text(
         self,

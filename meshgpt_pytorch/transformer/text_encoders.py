@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from meshgpt_pytorch.transformer.encoder_identity import fingerprint_pretrained
 from meshgpt_pytorch.transformer.text_libraries import (
     import_guidance_library,
     import_transformers,
@@ -84,8 +85,26 @@ class AutoModelEncoder:
         self.local_files_only = local_files_only
         self.device = torch.device("cpu")
         self._dim_latent: int | None = None
+        self._fingerprint: str | None = None
         self._model: Any = None
         self._tokenizer: Any = None
+
+    def __repr__(self) -> str:
+        # a cache of embeddings knows its maker by this: a folder by what is in it, not by its place
+        is_folder = Path(self.name_or_path).is_dir()
+        weights = self.fingerprint_weights() if is_folder else None
+        which = repr(self.name_or_path) if weights is None else f"weights={weights!r}"
+        return f"{type(self).__name__}({which}, max_length={self.max_length})"
+
+    def fingerprint_weights(self) -> str | None:
+        """Hash samples of the weights, None where they are not on this machine; nothing is loaded.
+
+        Returns:
+            sha256, hexadecimal, the same for the same files in any folder.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_pretrained(self.name_or_path)
+        return self._fingerprint
 
     @property
     def dim_latent(self) -> int:
@@ -196,6 +215,9 @@ class GuidanceLibraryEncoder:
         self.pretrained = None if pretrained is None else str(pretrained)
         self.device = torch.device("cpu")
         self._adapter: Any = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, pretrained={self.pretrained!r})"
 
     @property
     def dim_latent(self) -> int:
