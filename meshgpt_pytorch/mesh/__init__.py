@@ -1,7 +1,7 @@
 """Geometry without parameters: files, the canonical form, the grid, face edges and features."""
 
 from meshgpt_pytorch.mesh.canonical import canonicalize_mesh, faces_to_mesh
-from meshgpt_pytorch.mesh.checks import check_mesh, check_mesh_batch, check_mesh_shapes
+from meshgpt_pytorch.mesh.checks import check_mesh, check_mesh_batch, check_mesh_shapes, holds
 from meshgpt_pytorch.mesh.cleaning import clean_mesh
 from meshgpt_pytorch.mesh.distance import SurfaceDistance, sample_surface, surface_distance
 from meshgpt_pytorch.mesh.edges import derive_face_edges_from_faces
@@ -28,6 +28,7 @@ __all__ = [
     "discretize",
     "faces_to_mesh",
     "get_derived_face_features",
+    "holds",
     "inspect_mesh",
     "load_mesh",
     "merge_coplanar_triangles",

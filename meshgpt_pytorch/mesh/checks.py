@@ -7,7 +7,7 @@ from torch import Tensor
 
 from meshgpt_pytorch.mesh.types import Mesh
 
-__all__ = ["check_mesh", "check_mesh_batch", "check_mesh_shapes"]
+__all__ = ["check_mesh", "check_mesh_batch", "check_mesh_shapes", "holds"]
 
 
 def check_mesh(mesh: Mesh) -> None:
@@ -102,8 +102,8 @@ def check_mesh_batch(
 ) -> None:
     """Check the values of a batch of meshes: finite vertices, indices that exist, whole faces.
 
-    Tensors on CUDA are checked asynchronously, without waiting for the device: a fault then ends
-    the process with a device-side assertion, and vertices outside the range are not reported.
+    Tensors on an accelerator are checked by it, without waiting: a fault then ends the process with
+    a device-side assertion, and vertices outside the range are not reported.
 
     Args:
         vertices: ``(b, nv, 3)`` floats.
@@ -126,16 +126,11 @@ def check_mesh_batch(
             "every mesh needs at least one face"
         )
 
-    verdicts = find_faults(vertices, faces, face_edges, pad_id)
-    if vertices.is_cuda:
-        assert_without_waiting(verdicts)
-        return
-
-    for name, faults in verdicts.items():
-        if faults.any():
+    for name, faults in find_faults(vertices, faces, face_edges, pad_id).items():
+        if not holds(~faults.any(), f"bad mesh batch: {name}"):
             row, *where = faults.nonzero()[0].tolist()
             raise ValueError(describe_fault(name, row, where, vertices, faces, face_edges, pad_id))
-    if coor_continuous_range is not None:
+    if coor_continuous_range is not None and vertices.device.type == "cpu":
         warn_of_clamping(vertices, faces, pad_id, coor_continuous_range)
 
 
@@ -162,10 +157,20 @@ def find_faults(
     return verdicts
 
 
-def assert_without_waiting(verdicts: dict[str, Tensor]) -> None:
-    """Have the device itself fail on a fault, with no copy to the CPU that would wait for it."""
-    for name, faults in verdicts.items():
-        torch._assert_async(~faults.any(), f"bad mesh batch: {name}")
+def holds(condition: Tensor, message: str) -> bool:
+    """Tell whether a condition holds, or have an accelerator assert it, which costs no wait.
+
+    Args:
+        condition: a single bool.
+        message: what a device-side assertion says.
+
+    Returns:
+        the condition, on the CPU; True on an accelerator, which itself fails where it is not.
+    """
+    if condition.device.type == "cpu":
+        return bool(condition)
+    torch._assert_async(condition, message)
+    return True
 
 
 def describe_fault(

@@ -1,7 +1,5 @@
 """The graph of faces: which faces share vertices."""
 
-from itertools import combinations
-
 import torch
 from einops import rearrange
 from jaxtyping import Int
@@ -24,14 +22,14 @@ def shared_keys(
     if share_one_vertex:
         return vertex_ids.flatten(), owners.repeat_interleave(num_vertices_per_face)
 
-    pairs = torch.tensor(
-        list(combinations(range(num_vertices_per_face), 2)), device=vertex_ids.device
+    first, second = torch.triu_indices(
+        num_vertices_per_face, num_vertices_per_face, offset=1, device=vertex_ids.device
     )
-    ends = vertex_ids[:, pairs]
-    low, high = ends.amin(dim=-1), ends.amax(dim=-1)
-    distinct = low != high
+    ends = vertex_ids[:, first], vertex_ids[:, second]
+    low, high = torch.minimum(*ends), torch.maximum(*ends)
     keys = low * (vertex_ids.amax() + 1) + high
-    return keys[distinct], owners[:, None].expand_as(keys)[distinct]
+    face, pair = (low != high).nonzero(as_tuple=True)
+    return keys[face, pair], owners[face]
 
 
 def all_pairs_of_equal_keys(
@@ -43,14 +41,16 @@ def all_pairs_of_equal_keys(
     group_sizes = keys.unique_consecutive(return_counts=True)[1]
     group_starts = group_sizes.cumsum(dim=0) - group_sizes
 
+    # the numbers of results are told, so that an accelerator need not be asked for them
+    num_keys, num_pairs = len(keys), int(group_sizes.square().sum())
     # entry i of a group of size s makes s pairs: with each entry of the group in turn
-    partners = group_sizes.repeat_interleave(group_sizes)
-    partner_starts = group_starts.repeat_interleave(group_sizes)
+    partners = group_sizes.repeat_interleave(group_sizes, output_size=num_keys)
+    partner_starts = group_starts.repeat_interleave(group_sizes, output_size=num_keys)
     pair_starts = partners.cumsum(dim=0) - partners
-    within = torch.arange(int(partners.sum()), device=keys.device)
-    within -= pair_starts.repeat_interleave(partners)
-    second = owners[partner_starts.repeat_interleave(partners) + within]
-    return owners.repeat_interleave(partners), second
+    entry = torch.arange(num_keys, device=keys.device)
+    entry = entry.repeat_interleave(partners, output_size=num_pairs)
+    within = torch.arange(num_pairs, device=keys.device) - pair_starts[entry]
+    return owners[entry], owners[partner_starts[entry] + within]
 
 
 def pad_edges(

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from meshgpt_pytorch.mesh import holds
+
 
 def flatten_codes(codes: Int[Tensor, "b *n"], num_quantizers: int) -> Int[Tensor, "b n"]:
     """Flatten the codes of a batch to a row a mesh.
@@ -42,10 +44,7 @@ def check_code_ids(codes: Int[Tensor, "b *n"], num_ids: int, pad_id: int) -> Non
     if codes.numel() == 0:
         return
     valid = ((codes >= 0) & (codes < num_ids)) | (codes == pad_id)
-    if codes.device.type != "cpu":
-        torch._assert_async(valid.all(), f"code ids must be in [0, {num_ids}) or {pad_id}")
-        return
-    if not bool(valid.all()):
+    if not holds(valid.all(), f"code ids must be in [0, {num_ids}) or {pad_id}"):
         row, *position = (~valid).nonzero()[0].tolist()
         raise ValueError(
             f"code ids must be in [0, {num_ids}), or {pad_id} for padding, got "

@@ -48,21 +48,25 @@ class FactorizedLFQ(LFQ):
         quantized = is_positive.float() * (2 * self.codebook_scale) - self.codebook_scale
         indices = (is_positive * self.mask).sum(dim=-1)
 
-        entropy_loss = self.entropy_loss(value[mask], inv_temperature)
-        commit_loss = F.mse_loss(value[mask], quantized[mask])
+        # means over the vectors that count; taking them out would ask the device for their number
+        share = mask / mask.sum()
+        entropy_loss = self.entropy_loss(value, share, inv_temperature)
+        distance = (value - quantized).square().mean(dim=-1)
+        commit_loss = (distance.masked_fill(~mask, 0.0) * share).sum()
         loss = entropy_loss * self.entropy_loss_weight + commit_loss * self.commitment_loss_weight
         straight_through = value + (quantized - value).detach()
         return Return(straight_through.to(x.dtype), indices, loss)
 
     def entropy_loss(
-        self, vectors: Float[Tensor, "n d"], inv_temperature: float
+        self, vectors: Float[Tensor, "b n d"], share: Float[Tensor, "b n"], inv_temperature: float
     ) -> Float[Tensor, ""]:
         """Reward vectors near a corner, and corners that are all used."""
         loss = vectors.new_zeros(())
         if self.diversity_gamma != 1:
             log_odds = 4 * inv_temperature * self.codebook_scale * vectors
             entropy_of_bits = F.softplus(log_odds) - log_odds * log_odds.sigmoid()
-            loss = (1 - self.diversity_gamma) * entropy_of_bits.sum(dim=-1).mean()
+            entropy = entropy_of_bits.sum(dim=-1).masked_fill(share == 0, 0.0)
+            loss = (1 - self.diversity_gamma) * (entropy * share).sum()
         if self.experimental_softplus_entropy_loss:
             loss = F.softplus(loss + self.entropy_loss_offset)
         return loss

@@ -222,7 +222,8 @@ def quantize_vertices(
     if not quantizer.training:
         return QuantizedVertices(*run(features))
 
-    inputs = rearrange(features[referenced], "n d -> 1 n d")
+    # places rather than a mask, which would have to be searched again in the backward pass
+    inputs = rearrange(features[referenced.nonzero(as_tuple=True)], "n d -> 1 n d")
     if memory_checkpoint:
         quantized, codes, commit_loss = checkpoint(run, inputs, use_reentrant=False)
     else:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from meshgpt_pytorch.mesh import holds
 from meshgpt_pytorch.tokenizers.checks import check_code_ids
 
 
@@ -67,9 +67,7 @@ def check_codes(codes: Int[Tensor, "b n"], *, num_ids: int, pad_id: int, max_seq
     check_code_ids(codes, num_ids, pad_id)
     is_pad = codes == pad_id
     after_pad = is_pad[:, :-1] & ~is_pad[:, 1:]
-    if codes.device.type != "cpu":
-        torch._assert_async(~after_pad.any(), "padding must come last in a row of codes")
-    elif bool(after_pad.any()):
+    if not holds(~after_pad.any(), "padding must come last in a row of codes"):
         row, position = after_pad.nonzero()[0].tolist()
         raise ValueError(
             f"padding ({pad_id}) must come last in a row of codes, got a code behind padding in "
@@ -96,9 +94,7 @@ def check_rows(codes: Int[Tensor, "b n"], pad_id: int, per_face: int) -> None:
         )
     lengths = (codes != pad_id).sum(dim=1)
     wrong = (lengths == 0) | (lengths % per_face != 0)
-    if codes.device.type != "cpu":
-        torch._assert_async(~wrong.any(), f"rows must hold whole faces of {per_face} codes")
-    elif bool(wrong.any()):
+    if not holds(~wrong.any(), f"rows must hold whole faces of {per_face} codes"):
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"each row must hold whole faces of {per_face} codes, and one at least, got "

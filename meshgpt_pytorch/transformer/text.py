@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
 
+from meshgpt_pytorch.mesh import holds
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.transformer.text_encoders import (
     PAD_VALUE,
@@ -198,7 +199,8 @@ class TextConditioner(Module):
             and their mask.
 
         Raises:
-            ValueError: wrong shape, or (on the CPU; asynchronously on CUDA) a text of no token.
+            ValueError: wrong shape, or a text of no token (an assertion of the device on an
+                accelerator).
         """
         remedy = "pass an encoder's own output as text_encodings"
         embeds, mask = self._read(text_embeds, text_mask, "text_embeds", self.dim_latent, remedy)
@@ -221,8 +223,8 @@ class TextConditioner(Module):
             encodings to be given to `project`.
 
         Raises:
-            ValueError: wrong shape, not one for each encoder, or (on the CPU; asynchronously on
-                CUDA) a text of no token.
+            ValueError: wrong shape, not one for each encoder, or (an assertion of the device
+                on an accelerator) a text of no token.
         """
         encodings = [text_encodings] if isinstance(text_encodings, Tensor) else text_encodings
         self._check_one_for_each_encoder(len(encodings))
@@ -305,12 +307,9 @@ def check_probability(cond_drop_prob: float) -> None:
 
 
 def check_texts_have_tokens(mask: Tensor, name: str) -> None:
-    """Raise ValueError where a row has no token; on CUDA assert it without a host sync."""
+    """Raise ValueError where a row has no token (an assertion of the device on an accelerator)."""
     has_token = mask.any(dim=1)
-    if mask.is_cuda:
-        torch._assert_async(has_token.all())
-        return
-    if not bool(has_token.all()):
+    if not holds(has_token.all(), f"every row of {name} must have a token"):
         rows = (~has_token).nonzero().flatten().tolist()
         raise ValueError(
             f"every row of {name} must have a token, got none in rows {rows}; an empty text still "
@@ -319,11 +318,9 @@ def check_texts_have_tokens(mask: Tensor, name: str) -> None:
 
 
 def check_tokens_are_finite(embeddings: Tensor, mask: Tensor, name: str) -> None:
-    """Raise ValueError where a token holds nan or infinity (on CUDA: assert on the device)."""
+    """Raise ValueError where a token is not finite (an assertion of the device as above)."""
     is_finite = embeddings.isfinite().all(dim=-1) | ~mask
-    if embeddings.device.type != "cpu":
-        torch._assert_async(is_finite.all(), f"{name} must be finite")
-    elif not bool(is_finite.all()):
+    if not holds(is_finite.all(), f"{name} must be finite"):
         row, token = (~is_finite).nonzero()[0].tolist()
         raise ValueError(
             f"{name} must be finite, got nan or infinity in row {row} at token {token}; encode the "

@@ -13,8 +13,8 @@ from meshgpt_pytorch.mesh import (
     check_mesh_shapes,
     derive_face_edges_from_faces,
 )
-from meshgpt_pytorch.mesh.checks import assert_without_waiting, find_faults
 from tests.helpers import box_mesh, pad_batch, pyramid_mesh, tetrahedron_mesh
+from tests.simulated_device import SimulatedDevice
 
 
 @pytest.fixture
@@ -110,13 +110,17 @@ def test_face_edges_into_padded_faces_are_named(batch):
         check_mesh_batch(vertices, faces, edges)
 
 
-def test_faults_are_asserted_without_waiting_where_the_device_is_asynchronous(batch):
-    # on the CPU the same assertion answers at once
+def test_a_device_asserts_that_batches_are_good_and_nothing_waits_for_it(batch):
     vertices, faces = batch
-    assert_without_waiting(find_faults(vertices, faces, None, -1))
-    faces[0, 0, 0] = 8
-    with pytest.raises(RuntimeError, match="bad mesh batch: vertex index out of range"):
-        assert_without_waiting(find_faults(vertices, faces, None, -1))
+    edges = derive_face_edges_from_faces(faces)
+    with SimulatedDevice() as device:
+        vertices, faces, edges = (each.to(device.name) for each in (vertices, faces, edges))
+        device.waits.clear()
+        check_mesh_batch(vertices, faces, edges, coor_continuous_range=(-0.1, 0.1))
+        assert not device.waits
+        faces[0, 0, 0] = 8
+        with pytest.raises(RuntimeError, match="bad mesh batch: vertex index out of range"):
+            check_mesh_batch(vertices, faces, edges)
 
 
 def test_vertices_outside_the_range_are_warned_of_with_their_share(batch):
