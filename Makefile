@@ -6,10 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
+# a second environment, with what the measurements compare with
+UPSTREAM_VENV ?= .venv-upstream
+UPSTREAM_STAMP := $(UPSTREAM_VENV)/.stamp
+
 # processes of the test run; each keeps to one thread, since threads of two runs on one core stall
 TEST_PROCESSES ?= 2
 TEST_OPTIONS ?=
 DEMO_OPTIONS ?=
+BENCH_OPTIONS ?= --write
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -20,8 +25,8 @@ help:
 	@echo "make demo     train on furniture meshes, write new ones to out/"
 	@echo "make test     linter, type checker and the whole test suite"
 	@echo "make lint     linter and type checker only"
-	@echo "make bench    the measurements of docs/performance.md"
-	@echo "make clean    remove $(VENV), caches and out/"
+	@echo "make bench    measure against meshgpt-pytorch 1.8.1: docs/performance.md"
+	@echo "make clean    remove the environments, caches and out/"
 
 install: $(STAMP)
 
@@ -44,9 +49,18 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TEST_OPTIONS)
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.import_time
+bench: $(STAMP) $(UPSTREAM_STAMP)
+	$(BIN)/python -m benchmarks run --upstream $(UPSTREAM_VENV)/bin/python $(BENCH_OPTIONS)
+
+# the same versions of everything, but for what upstream pins itself
+$(UPSTREAM_STAMP): constraints.txt
+	@echo "installing meshgpt-pytorch 1.8.1 into $(UPSTREAM_VENV) (about 1.3 GB)"
+	@rm -rf $(UPSTREAM_VENV)
+	@$(PYTHON) -m venv $(UPSTREAM_VENV)
+	@grep -v '^taylor-series-linear-attention' constraints.txt >$(UPSTREAM_VENV)/constraints.txt
+	@$(UPSTREAM_VENV)/bin/python -m pip install --quiet --constraint $(UPSTREAM_VENV)/constraints.txt meshgpt-pytorch==1.8.1 torch
+	@touch $@
 
 clean:
-	rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(UPSTREAM_VENV) out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,157 @@
+"""One side of a comparison: a process that does work when told to.
+
+    PYTHON benchmarks/worker.py ours|upstream
+
+A request is a line of JSON on standard input, the answer a line on standard output:
+
+| request | with | answer |
+|---|---|---|
+| none, when ready | | `versions` |
+| `prepare`: a row | `contestant`, `weights`, `quick` | `facts` |
+| `run`: a contestant | `threads`, `measure` (time, memory) | `cpu`, `wall`, `bytes`, `result` |
+
+What fails answers `error`. A contestant is upstream, or a variant of ours; several of a row may be
+prepared.
+"""
+
+import json
+import os
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+Side = Literal["ours", "upstream"]
+DISTRIBUTIONS = (
+    "meshgpt-pytorch",
+    "torch",
+    "x-transformers",
+    "vector-quantize-pytorch",
+    "torch-geometric",
+    "gateloop-transformer",
+    "numpy",
+)
+
+
+def enter(side: Side) -> None:
+    """Let `meshgpt_pytorch` be this side's package, and `benchmarks` this folder."""
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [str(ROOT), *(path for path in sys.path if path not in ("", here, str(ROOT)))]
+    import benchmarks
+
+    assert Path(benchmarks.__path__[0]) == ROOT / "benchmarks", "another package is in the way"
+    if side == "upstream":
+        # parts of `benchmarks` are found all the same: it knows its folder
+        sys.path.remove(str(ROOT))
+        allow_torchvision()
+
+
+def allow_torchvision() -> None:
+    """Let a torchvision built for CUDA be imported beside a torch built without.
+
+    Upstream imports it, and on a torch without CUDA the import fails because its operators are not
+    there. Nothing here calls them, so that their signatures will do.
+    """
+    try:
+        fits = version("torchvision").endswith("+cpu") or not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return
+    if fits:
+        return
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    # the operators are there as long as this is
+    allow_torchvision.library = library  # type: ignore[attr-defined]
+
+
+def introduce() -> dict[str, Any]:
+    """Say what this side runs."""
+    from meshgpt_pytorch.version import __version__
+
+    versions = {name: version(name) for name in DISTRIBUTIONS}
+    # an editable installation may be of another checkout
+    versions["meshgpt-pytorch"] = __version__
+    versions["python"] = sys.version.split()[0]
+    return {"versions": versions}
+
+
+class Desk:
+    """Takes requests of the parent, one by one."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.row = ""
+        self.jobs: dict[str, Any] = {}
+
+    def prepare(self, row: str, *, contestant: str, weights: str, quick: bool) -> dict[str, Any]:
+        """Build all that a contestant of a row needs; what another row needed is dropped."""
+        import torch
+
+        from benchmarks.rows import ROWS
+        from benchmarks.workload import Context
+
+        if row != self.row:
+            self.jobs.clear()
+        self.row, self.device = row, ROWS[row].device
+        workload = ROWS[row].workload_of(contestant, quick=quick)
+        job = workload.prepare(Context(self.side, self.device, Path(weights)))
+        torch.set_num_threads(1)
+        job.warm_up()
+        self.jobs[contestant] = job
+        return {"facts": dict(job.facts)}
+
+    def run(self, contestant: str, *, threads: int, measure: str) -> dict[str, Any]:
+        """Do the work of a contestant once, and say what it took."""
+        import torch
+
+        from benchmarks.memory import growth
+        from benchmarks.workload import Stopwatch
+
+        torch.set_num_threads(threads)
+        watch = Stopwatch(self.device)
+        job = self.jobs[contestant]
+        if measure == "memory":
+            result, num_bytes = growth(lambda: job.run(watch), self.device)
+            return {**watch.seconds, "bytes": num_bytes, "result": result}
+        watch.start()
+        result = job.run(watch)
+        return {**watch.seconds, "result": result}
+
+
+def serve(side: Side, requests: TextIO, answers: TextIO) -> None:
+    """Answer requests until there are no more."""
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    desk = Desk(side)
+    answer(introduce())
+    for line in requests:
+        request = json.loads(line)
+        try:
+            if "prepare" in request:
+                answer(desk.prepare(request.pop("prepare"), **request))
+            else:
+                answer(desk.run(request.pop("run"), **request))
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            answer({"error": message, "traceback": traceback.format_exc()})
+
+
+def main() -> None:
+    """Keep standard output for the answers, and serve."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    side: Side = "upstream" if sys.argv[1] == "upstream" else "ours"
+    enter(side)
+    serve(side, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
