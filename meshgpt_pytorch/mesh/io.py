@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from meshgpt_pytorch.mesh.checks import check_mesh
-from meshgpt_pytorch.mesh.file_size import check_promises
+from meshgpt_pytorch.mesh.file_size import check_unpacked_size
+from meshgpt_pytorch.mesh.gltf_files import check_gltf
 from meshgpt_pytorch.mesh.ply_files import ply_bytes, read_ply
 from meshgpt_pytorch.mesh.polygon_files import (
     Polygons,
@@ -32,6 +33,9 @@ __all__ = ["load_mesh", "save_mesh"]
 POLYGON_READERS = {"obj": read_obj, "off": read_off, "ply": read_ply}
 POLYGON_WRITERS = {"obj": obj_text, "off": off_text, "ply": ply_bytes}
 TRIMESH_WRITERS = ("stl", "glb")
+
+# trimesh takes memory as a file asks for it
+BEFORE_READING = {"glb": check_gltf, "gltf": check_gltf, "3mf": check_unpacked_size}
 
 
 def load_mesh(
@@ -80,8 +84,8 @@ def load_mesh(
         elif quads and mixed == "refuse":
             raise ValueError(f"quads are read from .obj, .off and .ply files, not from .{suffix}")
         else:
-            if suffix == "glb":
-                check_promises(path)
+            if suffix in BEFORE_READING:
+                BEFORE_READING[suffix](path)
             vertices, faces = read_with_trimesh(path, suffix)
         return checked_mesh(vertices, faces)
     except Exception as error:

@@ -5,10 +5,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from zipfile import BadZipFile, ZipFile
 
 from meshgpt_pytorch.prepare.options import Captions
-from meshgpt_pytorch.prepare.sources import MeshSource
+from meshgpt_pytorch.prepare.sources import MeshSource, read_beside
 
 __all__ = ["check_captions", "label_sources", "words_of_name"]
 
@@ -83,7 +82,7 @@ def words_of_name(name: str) -> str:
 def read_sidecar(source: MeshSource) -> Labels:
     """Read the labels beside a mesh: all of a .txt is its caption; a .json is an object."""
     for suffix in (".json", ".txt"):
-        content = bytes_beside(source, suffix)
+        content = read_beside(source, suffix)
         if content is None:
             continue
         text = content.decode("utf-8-sig", errors="replace").strip()
@@ -109,18 +108,6 @@ def label_values(values: Mapping[str, object]) -> Labels:
         if name.isidentifier() and isinstance(value, str | int | float):
             labels["caption" if name in ("text", "texts") else name] = str(value)
     return labels
-
-
-def bytes_beside(source: MeshSource, suffix: str) -> bytes | None:
-    """Read a file of the same name and another suffix, on disk or in the archive."""
-    path = source.path.with_suffix(suffix)
-    try:
-        if source.member is None:
-            return Path(path).read_bytes()
-        with ZipFile(source.file) as archive:
-            return archive.read(str(path))
-    except (OSError, KeyError, BadZipFile, RuntimeError):
-        return None
 
 
 def read_table(path: Path) -> dict[str, Labels]:

@@ -23,11 +23,13 @@ class CatalogueModel(NamedTuple):
         path: of the mesh file in the archive.
         labels: name, category, tags, creator and licence, where the catalogue gives them.
         rotation: 9 numbers, the rows of the matrix that turns vertices upright; None for none.
+        problem: why the entry cannot be used; None if it can.
     """
 
     path: str
     labels: dict[str, str]
     rotation: tuple[float, ...] | None
+    problem: str | None = None
 
 
 def parse_catalogue(content: bytes) -> list[CatalogueModel]:
@@ -35,9 +37,6 @@ def parse_catalogue(content: bytes) -> list[CatalogueModel]:
 
     Args:
         content: of the file, in ISO 8859-1 with ``\\uXXXX`` for other characters, as Java has it.
-
-    Raises:
-        ValueError: a rotation is not 9 numbers.
     """
     entries = parse_properties(content.decode("latin-1"))
     numbers = [key.partition("#")[2] for key in entries if key.startswith("model#")]
@@ -48,12 +47,19 @@ def read_model(entries: Mapping[str, str], number: str) -> CatalogueModel:
     """Collect the entries of one model."""
     labels = {name: entries.get(f"{key}#{number}", "") for name, key in LABELS.items()}
     labels["licence"] = entries.get(f"license#{number}", entries.get("license", ""))
-    rotation = entries.get(f"modelRotation#{number}")
-    values = None if rotation is None else tuple(float(word) for word in rotation.split())
-    if values is not None and len(values) != 9:
-        raise ValueError(f"modelRotation#{number} must be 9 numbers, got {rotation!r}")
+    labels = {key: text for key, text in labels.items() if text}
     path = entries[f"model#{number}"].lstrip("/")
-    return CatalogueModel(path, {key: text for key, text in labels.items() if text}, values)
+    rotation = entries.get(f"modelRotation#{number}")
+    if rotation is None:
+        return CatalogueModel(path, labels, None)
+    try:
+        values = tuple(float(word) for word in rotation.split())
+    except ValueError:
+        values = ()
+    if len(values) != 9:
+        problem = f"modelRotation#{number} of the catalogue must be 9 numbers, got {rotation!r}"
+        return CatalogueModel(path, labels, None, problem)
+    return CatalogueModel(path, labels, values)
 
 
 def parse_properties(text: str) -> dict[str, str]:

@@ -275,4 +275,5 @@ def draw_sheet(
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step."""
     with atomic_path(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        # names of files can hold halves of characters
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

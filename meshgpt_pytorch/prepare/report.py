@@ -96,9 +96,7 @@ class PrepareReport:
         for low, high, old, new in zip(edges, edges[1:], *columns, strict=False):
             if old or new:
                 name = f"{low:>6g} - {high:<6g}" if np.isfinite(high) else f"{low:>6g} and up "
-                bars = (
-                    f"{count:5d} {'#' * round(count / scale):<{BAR // 1}}" for count in (old, new)
-                )
+                bars = (f"{count:5d} {'#' * round(count / scale):<{BAR}}" for count in (old, new))
                 lines.append(f"  {name} {' '.join(bars)}".rstrip())
         return lines
 
@@ -135,7 +133,12 @@ class PrepareReport:
         groups = self.duplicate_groups
         if not groups:
             return []
-        lines = ["", f"Near duplicates: {len(groups)} groups, {sum(map(len, groups))} meshes"]
+        sizes = [len(group) for group in groups]
+        lines = [
+            "",
+            f"Near duplicates: {len(groups)} groups, {sum(sizes)} meshes, "
+            f"{max(sizes)} in the largest",
+        ]
         lines += [f"  {', '.join(group)}" for group in groups[:LISTED_GROUPS]]
         if len(groups) > LISTED_GROUPS:
             lines.append(f"  and {len(groups) - LISTED_GROUPS} more groups, in report.json")

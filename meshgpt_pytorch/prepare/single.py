@@ -22,6 +22,7 @@ from meshgpt_pytorch.prepare.results import MeshRecord, Result, ResultFolder
 from meshgpt_pytorch.prepare.sources import (
     FileTooLargeError,
     MeshSource,
+    UnpackingError,
     copy_source,
     source_files,
 )
@@ -59,7 +60,7 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
         what became of it.
 
     Raises:
-        OSError: the results cannot be written.
+        OSError: the results, or what comes out of an archive, cannot be written.
         RuntimeError: no package to decimate with is installed, and the mesh needs it.
     """
     begin = time.perf_counter()
@@ -79,8 +80,13 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
             inspection = inspect_mesh(mesh)
             record.inspection = {**asdict(inspection), "size": list(inspection.size)}
             prepared = reduce(repair_winding(mesh), options)
+        except UnpackingError:
+            raise
         except RejectedError as error:
             record.outcome, record.reason = error.outcome, str(error)
+            prepared = None
+        except OSError as error:
+            record.outcome, record.reason = "unreadable", str(error)
             prepared = None
         except MemoryError:
             record.outcome, record.reason = "too large", "it does not fit into memory"
@@ -105,7 +111,7 @@ def local_copy(source: MeshSource, folder: Path, options: PrepareOptions) -> Pat
         return copy_source(source, folder, options.max_file_bytes)
     except FileTooLargeError as error:
         raise RejectedError("too large", str(error)) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise RejectedError("unreadable", str(error)) from error
 
 
@@ -130,7 +136,7 @@ def read(source: MeshSource, path: Path, options: PrepareOptions) -> Mesh:
         )
     try:
         mesh = load_mesh(path, quads=options.quads, mixed="triangulate")
-    except (MeshFileError, OSError) as error:
+    except MeshFileError as error:
         # a path in a temporary folder says nothing
         reason = str(error).replace(f"cannot read {path}: ", "")
         raise RejectedError("unreadable", reason) from error

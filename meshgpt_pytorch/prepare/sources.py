@@ -1,21 +1,31 @@
 """Which meshes there are in a folder, a file or an archive, and the bytes of each."""
 
-import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZipFile, ZipInfo
 
+from meshgpt_pytorch.mesh.gltf_files import buffer_names
 from meshgpt_pytorch.prepare.catalogue import CATALOGUE_NAME, parse_catalogue
 
-__all__ = ["FileTooLargeError", "MeshSource", "copy_source", "find_sources", "source_files"]
+__all__ = [
+    "FileTooLargeError",
+    "MeshSource",
+    "UnpackingError",
+    "copy_source",
+    "find_sources",
+    "read_beside",
+    "source_files",
+]
 
 MESH_SUFFIXES = (".3mf", ".dae", ".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 ARCHIVE_SUFFIXES = (".zip", ".sh3f")
+
+# texts of a few lines, and the catalogue of a library
+MAX_SIDECAR_BYTES = 1_000_000
+MAX_CATALOGUE_BYTES = 50_000_000
 
 # known for meshes, and read by nobody here: they are named in the report, other files are not
 UNREADABLE_SUFFIXES = frozenset(
@@ -74,8 +84,18 @@ def find_sources(root: Path) -> list[MeshSource]:
     if not root.exists():
         raise FileNotFoundError(f"no folder of meshes at {root}")
     base = root if root.is_dir() else root.parent
-    files = sorted(walk(root)) if root.is_dir() else [root]
+    hidden_by: list[OSError] = []
+    files = sorted(walk(root, hidden_by.append)) if root.is_dir() else [root]
     sources = [source for file in files for source in sources_of(file, base)]
+    sources += [
+        MeshSource(
+            f"{Path(error.filename).relative_to(base).as_posix()}/",
+            error.filename,
+            problem=f"cannot list the folder: {error.strerror}",
+        )
+        for error in hidden_by
+    ]
+    sources.sort(key=lambda source: source.key)
 
     # a catalogue can offer one file twice
     taken: dict[str, int] = {}
@@ -87,9 +107,9 @@ def find_sources(root: Path) -> list[MeshSource]:
     return unique
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, but for hidden ones."""
-    for parent, folders, names in os.walk(folder):
+def walk(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the files below a folder, but for hidden ones; tell of folders that do not open."""
+    for parent, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
@@ -98,11 +118,16 @@ def sources_of(file: Path, base: Path) -> list[MeshSource]:
     """List the meshes that a file is or holds."""
     suffix = file.suffix.lower()
     key = file.relative_to(base).as_posix()
+    if suffix in (*ARCHIVE_SUFFIXES, *MESH_SUFFIXES) and not file.is_file():
+        what = "a link to nothing" if file.is_symlink() and not file.exists() else "no file"
+        return [MeshSource(key, str(file), problem=f"it is {what}")]
     if suffix in ARCHIVE_SUFFIXES:
         try:
             return archive_sources(file, key)
-        except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            return [MeshSource(key, str(file), problem=f"cannot open the archive: {error}")]
+        except Exception as error:
+            # damaged archives fail in every way there is
+            cause = str(error) or type(error).__name__
+            return [MeshSource(key, str(file), problem=f"cannot open the archive: {cause}")]
     if suffix in UNREADABLE_SUFFIXES:
         remedy = f"{suffix} files are not read; export it as .glb or .obj"
         return [MeshSource(key, str(file), problem=remedy)]
@@ -121,9 +146,13 @@ def archive_sources(file: Path, key: str) -> list[MeshSource]:
                     model.path,
                     model.rotation,
                     model.labels,
-                    None if model.path in names else "its catalogue names it, and it is not there",
+                    model.problem
+                    if model.path in names
+                    else "its catalogue names it, and it is not there",
                 )
-                for model in parse_catalogue(archive.read(CATALOGUE_NAME))
+                for model in parse_catalogue(
+                    read_member(archive, CATALOGUE_NAME, MAX_CATALOGUE_BYTES)
+                )
             ]
     meshes = [name for name in names if PurePosixPath(name).suffix.lower() in MESH_SUFFIXES]
     hidden = ("__MACOSX/", ".")
@@ -148,18 +177,19 @@ def copy_source(source: MeshSource, folder: Path, max_bytes: int) -> Path:
     Raises:
         ValueError: it is larger, or the archive is damaged or encrypted.
         OSError: the file cannot be read.
+        UnpackingError: the folder cannot be written.
     """
     if source.member is None:
         check_size(Path(source.file).stat().st_size, max_bytes)
         return Path(source.file)
     with ZipFile(source.file) as archive:
         target = folder / f"mesh{source.path.suffix.lower()}"
-        extract(archive, archive.getinfo(source.member), target, max_bytes)
+        unpack(archive, source.member, target, max_bytes)
         if target.suffix == ".gltf":
-            for name in buffer_names(target.read_bytes()):
+            for name in buffer_names(target):
                 member = str(source.path.parent / name)
                 if member in archive.namelist():
-                    extract(archive, archive.getinfo(member), folder / name, max_bytes)
+                    unpack(archive, member, folder / name, max_bytes)
     return target
 
 
@@ -167,19 +197,63 @@ def source_files(path: Path) -> list[Path]:
     """List the files that a mesh is read from: itself, and the buffers of a glTF file."""
     if path.suffix.lower() != ".gltf":
         return [path]
-    buffers = [path.parent / name for name in buffer_names(path.read_bytes())]
+    buffers = [path.parent / name for name in buffer_names(path)]
     return [path, *(buffer for buffer in buffers if buffer.is_file())]
 
 
-def extract(archive: ZipFile, info: ZipInfo, target: Path, max_bytes: int) -> None:
-    """Unpack one member, unless it is too large."""
-    check_size(info.file_size, max_bytes)
-    target.parent.mkdir(parents=True, exist_ok=True)
+def read_beside(source: MeshSource, suffix: str) -> bytes | None:
+    """Read a small file of the same name and another suffix; None where there is none.
+
+    Args:
+        source: a mesh on disk or in an archive.
+        suffix: of the file beside it.
+
+    Returns:
+        what it holds. None too where it is damaged, or larger than a text for one mesh.
+    """
+    path = source.path.with_suffix(suffix)
     try:
-        with archive.open(info) as packed, target.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-    except (BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"cannot unpack it: {error}") from error
+        if source.member is None:
+            check_size(Path(path).stat().st_size, MAX_SIDECAR_BYTES)
+            return Path(path).read_bytes()
+        with ZipFile(source.file) as archive:
+            return read_member(archive, str(path), MAX_SIDECAR_BYTES)
+    except Exception:
+        # as above; what has no caption is told in the report
+        return None
+
+
+def read_member(archive: ZipFile, name: str, max_bytes: int) -> bytes:
+    """Read one member of an archive, unless it is too large."""
+    return b"".join(member_chunks(archive, archive.getinfo(name), max_bytes))
+
+
+def member_chunks(archive: ZipFile, info: ZipInfo, max_bytes: int) -> Iterator[bytes]:
+    """Unpack one member piece by piece.
+
+    Raises:
+        ValueError: it is too large, damaged or encrypted.
+    """
+    check_size(info.file_size, max_bytes)
+    try:
+        with archive.open(info) as packed:
+            while chunk := packed.read(1 << 20):
+                yield chunk
+    except Exception as error:
+        # damaged archives fail in every way there is
+        raise ValueError(f"cannot unpack it: {str(error) or type(error).__name__}") from error
+
+
+def unpack(archive: ZipFile, name: str, target: Path, max_bytes: int) -> None:
+    """Unpack one member to a file, unless it is too large."""
+    chunks = member_chunks(archive, archive.getinfo(name), max_bytes)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as unpacked:
+            for chunk in chunks:
+                unpacked.write(chunk)
+    except OSError as error:
+        raise UnpackingError(error.errno, error.strerror, str(target)) from error
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:
@@ -194,17 +268,5 @@ class FileTooLargeError(ValueError):
     """A file over the limit."""
 
 
-def buffer_names(content: bytes) -> list[str]:
-    """List the files below its own folder that a glTF file refers to."""
-    try:
-        document = json.loads(content)
-        uris = [str(buffer.get("uri", "")) for buffer in document.get("buffers", ())]
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return []
-    names = [unquote(uri) for uri in uris if uri and not uri.startswith("data:")]
-    return [name for name in names if is_below(PurePosixPath(name))]
-
-
-def is_below(path: PurePosixPath) -> bool:
-    """Tell whether a relative path stays in the folder that it starts from."""
-    return not path.is_absolute() and ".." not in path.parts and ":" not in path.parts[0]
+class UnpackingError(OSError):
+    """The folder that archives are unpacked to cannot be written: no fault of the archive."""

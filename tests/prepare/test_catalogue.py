@@ -27,9 +27,12 @@ def test_an_entry_has_its_own_licence_or_that_of_the_library():
     assert first.rotation is None
 
 
-def test_a_rotation_that_is_no_matrix_is_refused():
-    with pytest.raises(ValueError, match="modelRotation#1 must be 9 numbers, got '1 0 0'"):
-        parse_catalogue(b"model#1=a.obj\nmodelRotation#1=1 0 0\n")
+@pytest.mark.parametrize("rotation", ["1 0 0", "1 0 0 0 1 0 0 0 one"])
+def test_a_rotation_that_is_no_matrix_is_a_problem_of_its_model_alone(rotation):
+    content = f"model#1=a.obj\nmodelRotation#1={rotation}\nmodel#2=b.obj\n"
+    first, second = parse_catalogue(content.encode())
+    assert first.problem == f"modelRotation#1 of the catalogue must be 9 numbers, got {rotation!r}"
+    assert second.path == "b.obj" and second.problem is None
 
 
 @pytest.mark.parametrize(
