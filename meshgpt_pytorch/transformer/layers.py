@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 from x_transformers.x_transformers import HyperConnection
 
+from meshgpt_pytorch.transformer.recurrence import gated_sum
+
 GateLoopCache = list[tuple[Tensor, Tensor]]
 
 
@@ -37,19 +39,48 @@ class FiLM(Module):
         return x * (1 + self.gamma_mult * gamma) + beta * self.beta_mult
 
 
+class GateLoop(SimpleGateLoopLayer):
+    """The library's gate loop, summed in the order that the features lie in memory.
+
+    Args:
+        dim: width of the sequence.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim=dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        cache: tuple[Tensor, Tensor] | None = None,
+        return_cache: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run a sequence, or its continuation; arguments and cache are the library's."""
+        to_qkva, _ = self.to_qkva
+        query, key_value, gate = to_qkva(self.norm(x)).chunk(3, dim=-1)
+        gate = gate.sigmoid()
+        before = None if cache is None else rearrange(cache[1], "(b d) 1 -> b d", d=self.dim)
+        sums = gated_sum(gate, key_value, before)
+        if not return_cache:
+            return query * sums
+        last_gate, last_sum = (rearrange(t[:, -1], "b d -> (b d) 1") for t in (gate, sums))
+        return query * sums, (last_gate, last_sum)
+
+
 class GateLoopBlock(Module):
     """Pass a sequence through gated linear recurrences, each with a shortcut (2311.01927).
 
     Args:
         dim: width of the sequence.
         depth: number of recurrences.
-        use_heinsen: sum by Heinsen's logarithms instead of an associative scan.
+        use_heinsen: sum by Heinsen's logarithms instead of products of gates.
     """
 
     def __init__(self, dim: int, *, depth: int, use_heinsen: bool = False) -> None:
         super().__init__()
         self.gateloops = ModuleList(
-            SimpleGateLoopLayer(dim=dim, use_heinsen=use_heinsen) for _ in range(depth)
+            SimpleGateLoopLayer(dim=dim, use_heinsen=True) if use_heinsen else GateLoop(dim)
+            for _ in range(depth)
         )
 
     def forward(

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from x_transformers import Decoder
 
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.checks import flatten_codes
+from meshgpt_pytorch.transformer.attention import build_decoder
 from meshgpt_pytorch.transformer.checks import (
     check_cache,
     check_codes,
@@ -181,7 +181,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
         fine_attn_dim_head = attn_dim_head if fine_attn_dim_head is None else fine_attn_dim_head
         check_heads(dim, attn_heads, attn_dim_head, attn_kwargs)
         check_heads(dim_fine, fine_attn_heads, fine_attn_dim_head, attn_kwargs)
-        self.decoder = Decoder(
+        self.decoder = build_decoder(
             dim=dim,
             depth=attn_depth,
             heads=attn_heads,
@@ -191,7 +191,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
             cross_attend=condition_on_text,
             **shared,
         )
-        self.fine_decoder = Decoder(
+        self.fine_decoder = build_decoder(
             dim=dim_fine,
             depth=fine_attn_depth,
             heads=fine_attn_heads,
