@@ -3,6 +3,7 @@
     python examples/furniture.py                              # 36 small meshes, two CPU cores
     python examples/furniture.py --device cuda --scale full   # all 739 meshes
 
+Steps of both trainings and the number of captions can be given too, to try a scale out.
 Everything is written into the folder ``out``: a .glb and .obj file for each generated mesh, the
 pictures ``contact_sheet.png`` and ``highlights.png``, ``report.json``, and both models.
 """
@@ -12,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class Training:
         """Hold the learning rate for a share of the steps, then let it fall to zero in a line."""
         return min(1.0, (1 - step / self.num_train_steps) / (1 - self.hold))
 
+    def lasting(self, num_train_steps: int) -> "Training":
+        """Stretch or shorten the training, and its warm-up with it."""
+        warmup_steps = self.warmup_steps * num_train_steps // self.num_train_steps
+        return replace(self, num_train_steps=num_train_steps, warmup_steps=warmup_steps)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -83,6 +89,21 @@ class Scale:
     num_captions: int
     accelerator: Mapping[str, Any] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=dict)
+
+    def lasting(
+        self, autoencoder_steps: int | None, transformer_steps: int | None, captions: int | None
+    ) -> "Scale":
+        """Change the length of the trainings, and the number of generated meshes."""
+        scale = self
+        if autoencoder_steps is not None:
+            training = self.autoencoder_training
+            warmup = self.quantizer_warmup_steps * autoencoder_steps // training.num_train_steps
+            training = training.lasting(autoencoder_steps)
+            scale = replace(scale, autoencoder_training=training, quantizer_warmup_steps=warmup)
+        if transformer_steps is not None:
+            training = self.transformer_training.lasting(transformer_steps)
+            scale = replace(scale, transformer_training=training)
+        return scale if captions is None else replace(scale, num_captions=captions)
 
 
 SCALES = {
@@ -380,15 +401,34 @@ def draw(
         )
 
 
+def positive(text: str) -> int:
+    """Read a number above 0 from the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {number}")
+    return number
+
+
 def main() -> int:
     """Read the command line and run; return 1 if less came out than the scale promises."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=sorted(SCALES), default="demo")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what is made")
+    for name, help in (
+        ("--autoencoder-steps", "steps of its training, in place of the scale's"),
+        ("--transformer-steps", "steps of its training, in place of the scale's"),
+        ("--captions", "how many meshes to generate, in place of the scale's"),
+    ):
+        parser.add_argument(name, type=positive, metavar="N", help=help)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("this torch sees no CUDA device, got --device cuda; use --device cpu")
 
-    report = run(SCALES[arguments.scale], arguments.device, arguments.out)
+    scale = SCALES[arguments.scale].lasting(
+        arguments.autoencoder_steps, arguments.transformer_steps, arguments.captions
+    )
+    report = run(scale, arguments.device, arguments.out)
     reached = report["reached"]
     print(
         f"\n{report['training_meshes']} meshes of {report['categories']} categories in "
@@ -398,7 +438,7 @@ def main() -> int:
         f"{arguments.out / 'meshes'}."
     )
     for name in report["missed"]:
-        wanted = SCALES[arguments.scale].targets[name]
+        wanted = scale.targets[name]
         print(f"missed: {name} {reached[name]:.1%}, wanted {wanted:.0%}")
     return int(bool(report["missed"]))
 

@@ -166,11 +166,15 @@ class SimulatedDevice(TorchDispatchMode):
         # torch.tensor(..., device=...) is then seen as what it is: made on the CPU, and copied
         torch._C._set_only_lift_cpu_tensors(True)
         torch.Generator = SimulatedGenerator  # type: ignore[misc]
+        # the engine counted devices at the first backward pass of this process, and has no thread
+        # for this one if that came before
+        self.one_thread = torch.autograd.set_multithreading_enabled(False)
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self.one_thread.__exit__(*exception)
         lifts, torch.Generator = self.before  # type: ignore[misc]
         torch._C._set_only_lift_cpu_tensors(lifts)
 

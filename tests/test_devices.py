@@ -1,6 +1,7 @@
 """The models and trainers on a device that is as strict as CUDA: nothing stays on the CPU."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrain
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.helpers import box_mesh, pad_batch, pyramid_mesh
 from tests.simulated_device import SimulatedDevice
+from tests.test_examples import load_example, small_scale
 from tests.training.runs import (
     Samples,
     make_autoencoder,
@@ -349,6 +351,18 @@ def test_transformer_trains_on_a_device_as_on_the_cpu(tmp_path: Path) -> None:
     assert_alike_in_both_places(train)
     folder = tmp_path / SimulatedDevice.name / "checkpoints"
     assert (folder / "mesh-transformer.samples.4" / "samples.png").is_file()
+
+
+@pytest.mark.usefixtures("accelerated")
+def test_the_example_runs_on_a_device(tmp_path: Path) -> None:
+    furniture = load_example("furniture")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    scale = replace(small_scale(furniture).lasting(2, 2, 2), num_meshes=3)
+    with SimulatedDevice():
+        report = furniture.run(scale, "cuda", tmp_path)
+    files = report["files"]
+    assert files["written"] == files["loaded_again"] == 4 - files["empty_meshes"]
+    assert (tmp_path / "contact_sheet.png").is_file()
 
 
 # what a step waits for

@@ -5,8 +5,10 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from meshgpt_pytorch import MeshTransformer, load_mesh
@@ -22,11 +24,9 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def furniture_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    furniture = load_example("furniture")
-    out = tmp_path_factory.mktemp("out")
-    scale = furniture.Scale(
+def small_scale(furniture: Any) -> Any:
+    """A scale of the furniture example that takes seconds."""
+    return furniture.Scale(
         num_meshes=6,
         max_faces=60,
         autoencoder={
@@ -42,7 +42,13 @@ def furniture_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]
         num_captions=4,
         targets={"triangle_accuracy": 1.1, "files_loaded_again": -1.0},
     )
-    return furniture.run(scale, "cpu", out), out
+
+
+@pytest.fixture(scope="module")
+def furniture_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    furniture = load_example("furniture")
+    out = tmp_path_factory.mktemp("out")
+    return furniture.run(small_scale(furniture), "cpu", out), out
 
 
 def test_furniture_example_writes_what_it_reports(furniture_run: tuple[dict, Path]) -> None:
@@ -78,6 +84,49 @@ def test_furniture_example_judges_its_own_training_meshes_right() -> None:
     swapped = furniture.judge(dataset.captions, [*meshes[1:], meshes[0]], dataset)
     assert not any(result["is_right"] for result in swapped)
     assert swapped[0]["nearest_training_mesh"] == dataset.captions[1]
+
+
+def test_furniture_example_without_a_cuda_device_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    furniture = load_example("furniture")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = ["furniture.py", "--device", "cuda", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="2"):
+        furniture.main()
+    message = "this torch sees no CUDA device, got --device cuda; use --device cpu"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_furniture_example_can_be_shortened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    furniture = load_example("furniture")
+    scale = furniture.SCALES["full"]
+    assert scale.lasting(None, None, None) == scale
+    short = scale.lasting(200, 60, 5)
+    assert short.autoencoder_training.num_train_steps == 200
+    assert short.transformer_training.num_train_steps == 60
+    assert (short.quantizer_warmup_steps, short.num_captions) == (60, 5)
+    assert short.autoencoder_training.warmup_steps == 5
+    scales = {"demo": small_scale(furniture)}
+    monkeypatch.setattr(furniture, "SCALES", scales)
+    arguments = ["--autoencoder-steps", "1", "--transformer-steps", "2", "--captions", "1"]
+    monkeypatch.setattr(sys, "argv", ["furniture.py", "--out", str(tmp_path), *arguments])
+    assert furniture.main() == 1
+    assert json.loads((tmp_path / "report.json").read_text())["captions"] == 1
+    histories = [f"mesh-{name}.history.jsonl" for name in ("autoencoder", "transformer")]
+    lines = [(tmp_path / "checkpoints" / name).read_text().splitlines() for name in histories]
+    assert [len(each) for each in lines] == [1, 2]
+
+
+def test_full_scale_takes_all_meshes() -> None:
+    furniture = load_example("furniture")
+    dataset = furniture.MeshDataset(furniture.PACK)
+    chosen = furniture.choose_meshes(dataset, furniture.SCALES["full"])
+    assert len(chosen) == len(dataset) == 739
 
 
 def test_demo_meshes_are_real_and_varied() -> None:

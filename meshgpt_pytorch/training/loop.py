@@ -123,6 +123,8 @@ class MeshTrainer(Checkpointing):
         if options.compile:
             compile_parts(self.compiled_parts(model))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # steps choose their precision themselves; the model computes as its file does, also after
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.reporter = Reporter(
             self.accelerator,
             self.checkpoint_folder,

@@ -14,11 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer
 from meshgpt_pytorch.training import acceleration
-from tests.training.runs import (
-    Samples,
-    assert_same_state,
-    without_speed,
-)
+from tests.helpers import pad_batch
+from tests.training.runs import MESHES, Samples, assert_same_state, without_speed
 
 # the loop
 
@@ -168,6 +165,19 @@ def test_mixed_precision_trains(make_trainer: Any) -> None:
     trainer()
     assert trainer.history[-1]["loss"] < trainer.history[0]["loss"] - 0.3
     assert all(p.dtype == torch.float32 for p in trainer.unwrapped_model.parameters())
+
+
+def test_a_model_trained_in_mixed_precision_computes_as_its_file_does(
+    make_trainer: Any, tmp_path: Path
+) -> None:
+    trainer = make_trainer(accelerator_kwargs={"cpu": True, "mixed_precision": "bf16"})
+    trainer()
+    model = trainer.unwrapped_model.eval()
+    vertices, faces = pad_batch(MESHES)
+    loss = model(vertices=vertices, faces=faces)
+    model.save(tmp_path / "model.safetensors")
+    loaded = type(model).init_and_load(tmp_path / "model.safetensors").eval()
+    assert torch.equal(loaded(vertices=vertices, faces=faces), loss)
 
 
 def test_seed_decides_the_whole_run(make_trainer: Any) -> None:
