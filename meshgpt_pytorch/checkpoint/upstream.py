@@ -112,8 +112,10 @@ class UpstreamFile(NamedTuple):
 def is_upstream_file(path: Path) -> bool:
     """Tell whether a file is one of torch.save, which is what 1.x wrote."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        start = file.read(9)
+    # safetensors start with the length of their header, any eight bytes, and then the header
+    is_pickle = start[:1] == b"\x80" and start[8:] != b"{"
+    return start[:4] == b"PK\x03\x04" or is_pickle
 
 
 def read_upstream_file(path: Path) -> UpstreamFile:
