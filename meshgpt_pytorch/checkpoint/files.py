@@ -15,6 +15,7 @@ from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.atomic import PathLike, atomic_path
 from meshgpt_pytorch.checkpoint.errors import CheckpointError
+from meshgpt_pytorch.checkpoint.pickled_tensors import read_pickled_tensors
 from meshgpt_pytorch.checkpoint.upstream import (
     UNTRAINED_PREFIX,
     is_upstream_file,
@@ -97,23 +98,41 @@ def read_model_file(path: PathLike) -> SavedFile:
             f"it was copied: copy or save it again"
         ) from error
 
+    return parse_header(path, metadata, tensors)
+
+
+def parse_header(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> SavedFile:
+    """Read what the header of a file says of its tensors, and restore those stored once."""
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} lacks the header of a {FORMAT} model, got format "
             f"{metadata.get('format')!r}; load plain tensors with model.load_state_dict(...)"
         )
-    if int(metadata["format_version"]) > FORMAT_VERSION:
+    try:
+        version = int(metadata["format_version"])
+        if version <= FORMAT_VERSION:
+            for name, first in json.loads(metadata["aliases"]).items():
+                tensors[name] = tensors[first]
+            description = json.loads(metadata["config"])
+            checked = {
+                "class": description["class"],
+                "config": {**description["config"]},
+                "not_saved": [*description["not_saved"]],
+            }
+            facts = {**json.loads(metadata.get("transient_facts", "{}"))}
+            name = metadata["class"]
+            return SavedFile(tensors, name, lambda _: checked, facts)
+    # of text that is no JSON, or of other JSON than is written
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has format version {metadata['format_version']}, written by {FORMAT} "
-            f"{metadata['library_version']}; version {__version__} reads up to {FORMAT_VERSION}: "
-            f"upgrade {FORMAT}"
-        )
-
-    for name, first in json.loads(metadata["aliases"]).items():
-        tensors[name] = tensors[first]
-    description = json.loads(metadata["config"])
-    facts = json.loads(metadata.get("transient_facts", "{}"))
-    return SavedFile(tensors, metadata["class"], lambda _: description, facts)
+            f"the header of {path} is not one that {FORMAT} writes ({type(error).__name__}: "
+            f"{error}); copy or save the file again"
+        ) from error
+    raise CheckpointError(
+        f"{path} has format version {version}, written by {FORMAT} "
+        f"{metadata.get('library_version')}; version {__version__} reads up to {FORMAT_VERSION}: "
+        f"upgrade {FORMAT}"
+    )
 
 
 def save_training_state(path: PathLike, state: Mapping[str, Any]) -> None:
@@ -136,7 +155,9 @@ def load_training_state(path: PathLike) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or holds more than plain values.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = read_pickled_tensors(Path(path))
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises OSError, RuntimeError, UnpicklingError or EOFError
         raise CheckpointError(
             f"{path} is not a readable training state ({type(error).__name__}: {error}); resume "

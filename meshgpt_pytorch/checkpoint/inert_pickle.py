@@ -6,6 +6,7 @@ class of ours that stands for it and does nothing; plain values are read as they
 
 import io
 import pickle
+import pickletools
 from typing import Any, ClassVar, NoReturn
 
 # what pickles of torch modules call while they are read; recorded, and not called, here too
@@ -38,6 +39,8 @@ KNOWN_PREFIXES = (
     "vector_quantize_pytorch.",
     "x_transformers.",
 )
+# put a value on a list, at any place that they name: the list is made that long
+MEMO_OPCODES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 PLAIN_MAPPINGS = frozenset({"collections.OrderedDict", "typing.OrderedDict"})
 
 
@@ -120,6 +123,18 @@ class InertUnpickler(pickle.Unpickler):
         raise RefusedPickleError(f"it refers to {pid!r} outside of itself")
 
 
+def check_memo(pickled: bytes) -> None:
+    """Refuse a pickle that asks for a long list in a few bytes.
+
+    Raises:
+        RefusedPickleError: a place in the list is beyond the length of the pickle.
+        ValueError: the pickle is not whole.
+    """
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in MEMO_OPCODES and argument is not None and argument > len(pickled):
+            raise RefusedPickleError(f"it asks for a memory of {argument} values")
+
+
 def read_inert(pickled: bytes) -> Any:
     """Read plain containers, numbers and strings; everything else becomes a `Record`.
 
@@ -134,6 +149,7 @@ def read_inert(pickled: bytes) -> Any:
             whole pickle.
     """
     try:
+        check_memo(pickled)
         return InertUnpickler(io.BytesIO(pickled)).load()
     except RefusedPickleError:
         raise

@@ -28,6 +28,9 @@ from meshgpt_pytorch.checkpoint.hub import HubModel
 from meshgpt_pytorch.checkpoint.sharding import share_as
 from meshgpt_pytorch.version import __version__
 
+# what an argument may be without a tensor to match: the length of a window, the size of a codebook
+SMALL_SIZE = 1 << 20
+
 AnyModel = TypeVar("AnyModel", bound="SavedModule")
 TransientFacts = Mapping[str, Any]
 
@@ -228,6 +231,7 @@ class SavedModule(HubModel):
                 f"{saved.class_name}.init_and_load"
             )
         description = saved.describe(SavedModule.known_classes)
+        check_sizes(description["config"], saved.tensors, path)
         model = build(saved_class, description, overrides or {}, path)
         model.check_transient_facts(saved.transient_facts, path, strict)
         take_dtypes(model, saved.tensors)
@@ -320,6 +324,22 @@ def from_plain(plain: Any, path: PathLike) -> Any:
     return plain
 
 
+def check_sizes(config: Any, tensors: Mapping[str, Tensor], path: PathLike) -> None:
+    """Refuse sizes that no model with these weights has, before memory is asked for them."""
+    limit = max(SMALL_SIZE, sum(tensor.numel() for tensor in tensors.values()))
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            check_sizes(item, tensors, path)
+    elif isinstance(config, Mapping):
+        for item in config.values():
+            check_sizes(item, tensors, path)
+    elif isinstance(config, int) and config > limit:
+        raise CheckpointError(
+            f"{path} asks for a model with a size of {config}, and holds fewer numbers than that; "
+            f"it is damaged or made up: copy or save it again"
+        )
+
+
 def find_class(name: str, path: PathLike) -> type["SavedModule"]:
     """Look up the class that a file names, among the classes of this library and its user."""
     if name not in SavedModule.known_classes:
@@ -345,4 +365,10 @@ def build(
             f"cannot hold; pass it again: init_and_load(path, overrides={{{example}}})"
         )
     kept = {name: item for name, item in description["config"].items() if name not in overrides}
-    return model_class(**from_plain(kept, path), **overrides)
+    try:
+        return model_class(**from_plain(kept, path), **overrides)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{model_class.__name__} cannot be built from the arguments in {path}: {error}; "
+            f"upgrade meshgpt-pytorch if a newer version saved it, or replace them with overrides"
+        ) from error

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.errors import CheckpointError
 from meshgpt_pytorch.checkpoint.inert_pickle import Record, RefusedPickleError, read_inert
+from meshgpt_pytorch.checkpoint.pickled_tensors import read_pickled_tensors
 
 # its output was thrown away there, so that no gradient ever reached it
 UNTRAINED_PREFIX = "coarse_post_gateloop_block."
@@ -54,7 +54,13 @@ class UpstreamFile(NamedTuple):
                 f"transformer trainer saves them; build the model with the same arguments, then "
                 f"call model.load(path)"
             )
-        config = self._read_config(self.config, self.class_name, classes)
+        try:
+            config = self._read_config(self.config, self.class_name, classes)
+        except RecursionError as error:
+            raise CheckpointError(
+                f"the arguments in {self.path} must be plain values, got some nested too deeply to "
+                f"read; build the model with the same arguments and call model.load(path)"
+            ) from error
         if self.class_name == "MeshTransformer":
             config = as_computed_upstream(config, self.tensors)
         return {"class": self.class_name, "config": config, "not_saved": []}
@@ -128,7 +134,9 @@ def read_upstream_file(path: Path) -> UpstreamFile:
         CheckpointError: the file is damaged, of another kind, or holds more than plain values.
     """
     try:
-        package = torch.load(path, map_location="cpu", weights_only=True)
+        package = read_pickled_tensors(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises OSError, RuntimeError, UnpicklingError or EOFError
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it calls {refused[1]}, and was not executed" if refused else str(error)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -97,13 +98,27 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"with model.load or init_and_load"
         )
     state = load_training_state(folder / "trainer_state.pt")
-    if state["format_version"] > FORMAT_VERSION:
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if not isinstance(version, int):
         raise CheckpointError(
-            f"{folder} has format version {state['format_version']}, wanted up to "
-            f"{FORMAT_VERSION}; upgrade meshgpt-pytorch"
+            f"{folder / 'trainer_state.pt'} must hold the state of a trainer, got "
+            f"{sorted(state) if isinstance(state, dict) else type(state).__name__}; resume from "
+            f"another checkpoint"
         )
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    return Checkpoint(folder, state, [json.loads(line) for line in lines])
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {version}, wanted up to {FORMAT_VERSION}; upgrade "
+            f"meshgpt-pytorch"
+        )
+    try:
+        lines = (folder / "history.jsonl").read_text().splitlines()
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'history.jsonl'} must hold a JSON record a line, got {error}; resume from "
+            f"another checkpoint"
+        ) from error
+    return Checkpoint(folder, state, history)
 
 
 class CheckpointFolder:
@@ -175,11 +190,11 @@ class CheckpointFolder:
     def _validated(self) -> Iterator[tuple[Path, float]]:
         """Yield the checkpoints with a validation loss, in order."""
         for path in map(self.path, self.steps()):
-            config = path / CONFIG_FILE
-            if config.is_file():
-                loss = json.loads(config.read_text())["val_loss"]
+            # one that a person put there or edited must not end a run
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                loss = json.loads((path / CONFIG_FILE).read_text())["val_loss"]
                 if loss is not None:
-                    yield path, loss
+                    yield path, float(loss)
 
     def prune(self) -> None:
         """Delete all checkpoints but the newest ones and the best."""

@@ -102,6 +102,13 @@ def test_checkpoint_that_cannot_be_read_is_named(make_trainer: Any, tmp_path: Pa
     torch.save({**whole, "format_version": 99}, state)
     with pytest.raises(CheckpointError, match="format version 99, wanted up to 1; upgrade"):
         trainer.load(tmp_path / "ckpt")
+    torch.save({"step": 1}, state)
+    with pytest.raises(CheckpointError, match=r"must hold the state of a trainer, got \['step'\]"):
+        trainer.load(tmp_path / "ckpt")
+    torch.save(whole, state)
+    (tmp_path / "ckpt" / "history.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(CheckpointError, match="must hold a JSON record a line"):
+        trainer.load(tmp_path / "ckpt")
     state.write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="not a readable training state"):
         trainer.load(tmp_path / "ckpt")
