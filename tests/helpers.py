@@ -1,7 +1,8 @@
 """Small meshes, batches and reference vectors for the tests."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,25 @@ GOLDEN = Path(__file__).parent / "golden"
 FURNITURE = ROOT / "examples" / "data" / "furniture_adaptive.npz"
 
 BOX_QUADS = ((0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3))
+
+
+@contextmanager
+def counting_saved_bytes() -> Iterator[list[int]]:
+    """Count the bytes that autograd keeps for the backward pass, in an entry of a list.
+
+    A tensor that is kept in several places counts once; weights count too.
+    """
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        # held, so that no other tensor takes its place in memory
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    total: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+    total.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
 
 
 def box_mesh(quads: bool = False, size: Sequence[float] = (1.0, 0.5, 0.75)) -> Mesh:

@@ -23,6 +23,7 @@ LAYERS = (
     ("version",),
     ("typing",),
     ("modes",),
+    ("recompute",),
     ("mesh",),
     ("checkpoint",),
     ("data",),

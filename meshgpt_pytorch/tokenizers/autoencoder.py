@@ -113,6 +113,8 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         checkpoint_quantizer: recompute lookup-free quantisation in the backward pass, to save
             memory.
         quads: faces have 4 vertices.
+        checkpoint_activations: compute the inside of layers again in the backward pass instead of
+            keeping it: less memory for about a third more time.
 
     Raises:
         ValueError: options that do not go together.
@@ -157,6 +159,8 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         resnet_dropout: float | int = 0.0,
         checkpoint_quantizer: bool = False,
         quads: bool = False,
+        *,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         check_options(coor_continuous_range, use_residual_lfq, checkpoint_quantizer, pad_id)
@@ -172,6 +176,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         self.commit_loss_weight = commit_loss_weight
         self.bin_smooth_blur_sigma = bin_smooth_blur_sigma
         self.checkpoint_quantizer = checkpoint_quantizer
+        self.checkpoint_activations = checkpoint_activations
 
         self._build_features(
             num_discrete={
@@ -356,7 +361,9 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         if only_return_recon_faces:
             return recon_faces
 
-        recon_loss = self._reconstruction_loss(logits, encoded.face_coordinates, face_mask)
+        recon_loss = self.run_part(
+            self._reconstruction_loss, logits, encoded.face_coordinates, face_mask
+        )
         loss = recon_loss + quantized.commit_loss.sum() * self.commit_loss_weight
         breakdown = LossBreakdown(recon_loss, quantized.commit_loss)
         if return_recon_faces and return_loss_breakdown:

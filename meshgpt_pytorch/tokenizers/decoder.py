@@ -8,11 +8,12 @@ from einops import rearrange, reduce
 from einops.layers.torch import Rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import Module, ModuleList
+from torch.nn import ModuleList
 from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
 from meshgpt_pytorch.mesh import undiscretize
 from meshgpt_pytorch.modes import evaluating
+from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_code_ids, check_is_positive, flatten_codes
 from meshgpt_pytorch.tokenizers.layers import (
     ResnetBlock,
@@ -25,7 +26,7 @@ from meshgpt_pytorch.tokenizers.quantizer import require_initialized
 from meshgpt_pytorch.typing import typecheck
 
 
-class FaceDecoder(Module):
+class FaceDecoder(PartRunner):
     """The decoder part of ``MeshAutoencoder``, which inherits it so that weights keep their names.
 
     Reads ``quantizer`` and the sizes below of the whole; ``decoder_attn_blocks`` may be empty.
@@ -71,12 +72,12 @@ class FaceDecoder(Module):
         mask = face_mask.gather(1, order)
         x = reorder_faces(quantized, order)
         for attention in self.decoder_attn_blocks:
-            x = attention(x, mask)
+            x = self.run_part(attention, x, mask)
         conv_mask = rearrange(mask, "b nf -> b 1 nf")
         x = rearrange(x, "b nf d -> b d nf").masked_fill(~conv_mask, 0.0)
         x = self.init_decoder_conv(x)
         for block in self.decoders:
-            x = block(x, mask=conv_mask)
+            x = self.run_part(block, x, mask=conv_mask)
         return reorder_faces(rearrange(x, "b d nf -> b nf d"), order.argsort(dim=1))
 
     @typecheck

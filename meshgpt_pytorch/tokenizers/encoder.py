@@ -10,17 +10,18 @@ import torch
 from einops import pack, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import Module, ModuleList
+from torch.nn import ModuleList
 from torch_geometric.nn.conv import SAGEConv
 
 from meshgpt_pytorch.mesh import discretize, get_derived_face_features
+from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.layers import order_padding_last, reorder_faces
 from meshgpt_pytorch.tokenizers.outputs import EncodedFaces
 from meshgpt_pytorch.typing import typecheck
 
 
-class FaceEncoder(Module):
+class FaceEncoder(PartRunner):
     """The encoder part of ``MeshAutoencoder``, which inherits it so that weights keep their names.
 
     Reads ``num_vertices_per_face``, ``num_discrete_coors`` and ``coor_continuous_range`` of the
@@ -118,9 +119,10 @@ class FaceEncoder(Module):
         edges = rearrange(edges, "b e ij -> ij (b e)").long()
         nodes = rearrange(face_embed, "b nf d -> (b nf) d")
         nodes = torch.cat((nodes, nodes.new_zeros(1, nodes.shape[-1])))
-        nodes = self.init_encoder_act_and_norm(self.init_sage_conv(nodes, edges))
+        nodes = self.run_part(self.init_sage_conv, nodes, edges)
+        nodes = self.init_encoder_act_and_norm(nodes)
         for conv in self.encoders:
-            nodes = conv(nodes, edges)
+            nodes = self.run_part(conv, nodes, edges)
 
         face_embed = rearrange(nodes[:-1], "(b nf) d -> b nf d", b=batch)
         face_embed = self._attend(face_embed, face_mask).masked_fill(no_face, 0.0)
@@ -136,7 +138,7 @@ class FaceEncoder(Module):
         mask = face_mask.gather(1, order)
         x = reorder_faces(face_embed, order)
         for attention in self.encoder_attn_blocks:
-            x = attention(x, mask)
+            x = self.run_part(attention, x, mask)
         return reorder_faces(x, order.argsort(dim=1))
 
     def _embed_features(

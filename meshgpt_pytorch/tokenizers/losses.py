@@ -74,11 +74,9 @@ def blurred_cross_entropy(
     """
     num_bins = logits.shape[-1]
     log_prob = logits.float().log_softmax(dim=-1)
-    kernel = gaussian_kernel(sigma)
-    loss = torch.zeros_like(targets, dtype=torch.float32)
-    for offset, weight in enumerate(kernel, start=-(len(kernel) // 2)):
-        bins = targets + offset
-        inside = (bins >= 0) & (bins < num_bins)
-        neighbour = log_prob.gather(-1, bins.clamp(0, num_bins - 1)[..., None])[..., 0]
-        loss = loss - weight * neighbour.masked_fill(~inside, 0.0)
-    return loss
+    kernel = torch.tensor(gaussian_kernel(sigma), device=logits.device)
+    offsets = torch.arange(len(kernel), device=logits.device) - len(kernel) // 2
+    bins = targets[..., None] + offsets
+    # weight that the blur moves past the first or last bin is lost
+    weights = kernel * ((bins >= 0) & (bins < num_bins))
+    return -(log_prob.gather(-1, bins.clamp(0, num_bins - 1)) * weights).sum(dim=-1)

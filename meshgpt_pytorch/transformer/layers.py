@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module, ModuleList
 from x_transformers.x_transformers import HyperConnection
 
+from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.transformer.recurrence import gated_sum
 
 GateLoopCache = list[tuple[Tensor, Tensor]]
@@ -67,17 +68,26 @@ class GateLoop(SimpleGateLoopLayer):
         return query * sums, (last_gate, last_sum)
 
 
-class GateLoopBlock(Module):
+class GateLoopBlock(PartRunner):
     """Pass a sequence through gated linear recurrences, each with a shortcut (2311.01927).
 
     Args:
         dim: width of the sequence.
         depth: number of recurrences.
         use_heinsen: sum by Heinsen's logarithms instead of products of gates.
+        checkpoint_activations: keep the inputs of recurrences alone for the backward pass.
     """
 
-    def __init__(self, dim: int, *, depth: int, use_heinsen: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        use_heinsen: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.gateloops = ModuleList(
             SimpleGateLoopLayer(dim=dim, use_heinsen=True) if use_heinsen else GateLoop(dim)
             for _ in range(depth)
@@ -98,7 +108,7 @@ class GateLoopBlock(Module):
         new_cache = []
         for index, gateloop in enumerate(self.gateloops):
             state = None if cache is None else cache[index]
-            out, state = gateloop(x, cache=state, return_cache=True)
+            out, state = self.run_part(gateloop, x, cache=state, return_cache=True)
             new_cache.append(state)
             # Heinsen's sum is in float32, whatever came in
             x = x + out.to(x.dtype)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.checks import flatten_codes
-from meshgpt_pytorch.transformer.attention import build_decoder
 from meshgpt_pytorch.transformer.checks import (
     check_cache,
     check_codes,
@@ -34,7 +33,7 @@ from meshgpt_pytorch.transformer.layers import (
     is_exact_with_cache,
     require_residual_streams,
 )
-from meshgpt_pytorch.transformer.network import TransformerCache
+from meshgpt_pytorch.transformer.network import DecoderSize, TransformerCache
 from meshgpt_pytorch.transformer.text import EncodedText, TextEncoder
 from meshgpt_pytorch.typing import typecheck
 
@@ -91,6 +90,8 @@ class MeshTransformer(MeshGeneration, SavedModule):
             learns what guidance compares with.
         quads: faces have 4 vertices, as the autoencoder's.
         text_encoder: a ready encoder, or several, in place of those named by type.
+        checkpoint_activations: compute the inside of layers again in the backward pass instead of
+            keeping it: several times less memory for about a third more time.
 
     Raises:
         ValueError: options that do not go together.
@@ -131,6 +132,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
         text_condition_cond_drop_prob: float | int = 0.25,
         quads: bool = False,
         text_encoder: TextEncoder | Sequence[TextEncoder] | None = None,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self._adopt(autoencoder, quads=quads, pad_id=pad_id)
@@ -165,39 +167,27 @@ class MeshTransformer(MeshGeneration, SavedModule):
             (dim, coarse_post_gateloop_depth),
             (dim_fine, fine_pre_gateloop_depth),
             use_heinsen=gateloop_use_heinsen,
+            checkpoint_activations=checkpoint_activations,
         )
         dim_text = self.conditioner.dim_latent if self.conditioner is not None else None
         self._build_film(dim_text if text_cond_with_film else None, dim, dim_fine)
 
-        shared = {
-            "attn_flash": flash_attn,
-            "attn_dropout": dropout,
-            "ff_dropout": dropout,
-            "cross_attn_dim_context": dim_text,
-            "cross_attn_num_mem_kv": cross_attn_num_mem_kv,
-            **attn_kwargs,
-        }
         fine_attn_heads = attn_heads if fine_attn_heads is None else fine_attn_heads
         fine_attn_dim_head = attn_dim_head if fine_attn_dim_head is None else fine_attn_dim_head
         check_heads(dim, attn_heads, attn_dim_head, attn_kwargs)
         check_heads(dim_fine, fine_attn_heads, fine_attn_dim_head, attn_kwargs)
-        self.decoder = build_decoder(
-            dim=dim,
-            depth=attn_depth,
-            heads=attn_heads,
-            attn_dim_head=attn_dim_head,
-            use_adaptive_rmsnorm=coarse_adaptive_rmsnorm,
-            dim_condition=dim_text,
-            cross_attend=condition_on_text,
-            **shared,
-        )
-        self.fine_decoder = build_decoder(
-            dim=dim_fine,
-            depth=fine_attn_depth,
-            heads=fine_attn_heads,
-            attn_dim_head=fine_attn_dim_head,
-            cross_attend=self.fine_cross_attend_text,
-            **shared,
+        self._build_decoders(
+            DecoderSize(dim, attn_depth, attn_heads, attn_dim_head),
+            DecoderSize(dim_fine, fine_attn_depth, fine_attn_heads, fine_attn_dim_head),
+            dim_text=dim_text,
+            options={
+                "attn_flash": flash_attn,
+                "attn_dropout": dropout,
+                "ff_dropout": dropout,
+                "cross_attn_num_mem_kv": cross_attn_num_mem_kv,
+                "checkpoint_activations": checkpoint_activations,
+                **attn_kwargs,
+            },
         )
         self.to_logits = nn.Linear(dim_fine, self.codebook_size + 1)
         # last, so that options that are refused leave the caller's autoencoder as it was

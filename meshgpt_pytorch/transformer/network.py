@@ -7,8 +7,9 @@ prediction at position t depends on the codes before t alone. (Lee et al. 2022, 
 two stages; MeshGPT section 3.2 for the sequence.)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,19 @@ from x_transformers import Decoder
 from x_transformers.x_transformers import LayerIntermediates
 
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
+from meshgpt_pytorch.transformer.attention import build_decoder
 from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
 from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
+
+
+class DecoderSize(NamedTuple):
+    """Width, layers, heads and width of a head of one stage."""
+
+    dim: int
+    depth: int
+    heads: int
+    attn_dim_head: int
 
 
 @dataclass
@@ -90,9 +101,9 @@ class TwoStageNetwork(Module):
         self.maybe_project_coarse_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
         self.maybe_project_tokens_to_fine = nn.Identity() if same else nn.Linear(dim, dim_fine)
 
-    def _build_gateloops(self, *sizes: tuple[int, int], use_heinsen: bool) -> None:
+    def _build_gateloops(self, *sizes: tuple[int, int], **options: bool) -> None:
         blocks = [
-            GateLoopBlock(dim, depth=depth, use_heinsen=use_heinsen) if depth > 0 else None
+            GateLoopBlock(dim, depth=depth, **options) if depth > 0 else None
             for dim, depth in sizes
         ]
         self.coarse_gateloop_block, self.coarse_post_gateloop_block = blocks[:2]
@@ -103,6 +114,26 @@ class TwoStageNetwork(Module):
         if dim_text is not None:
             self.text_coarse_film_cond = FiLM(dim_text, dim)
             self.text_fine_film_cond = FiLM(dim_text, dim_fine)
+
+    def _build_decoders(
+        self,
+        coarse: DecoderSize,
+        fine: DecoderSize,
+        *,
+        dim_text: int | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        options = {**options, "cross_attn_dim_context": dim_text}
+        self.decoder = build_decoder(
+            **coarse._asdict(),
+            use_adaptive_rmsnorm=self.coarse_adaptive_rmsnorm,
+            dim_condition=dim_text,
+            cross_attend=dim_text is not None,
+            **options,
+        )
+        self.fine_decoder = build_decoder(
+            **fine._asdict(), cross_attend=self.fine_cross_attend_text, **options
+        )
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +169,7 @@ class TwoStageNetwork(Module):
     ) -> Float[Tensor, ""]:
         """Compute the cross entropy of a sequence; faces of padding alone cost nothing."""
         pooled = None if text is None else masked_mean(*text)
-        _, fine, _ = self._read_all(labels[:, :-1], text, pooled)
+        _, fine, _ = self._read_all(labels[:, :-1], text, pooled, with_cache=False)
         by_face = self._split_faces(fine)
         per_face = self.num_codes_per_face
         labels = F.pad(labels, (0, -labels.shape[1] % per_face), value=self.pad_id)
@@ -146,7 +177,7 @@ class TwoStageNetwork(Module):
         row, face = (labels != self.pad_id).any(dim=-1).nonzero(as_tuple=True)
         labels = labels[row, face]
         by_face = rearrange(by_face, "(b nf) n d -> b nf n d", b=len(fine))[row, face]
-        attended, _ = self._run_fine(by_face, text, pooled, row=row)
+        attended, _ = self._run_fine(by_face, text, pooled, row=row, with_cache=False)
         return linear_cross_entropy(
             rearrange(attended, "faces n d -> (faces n) d"),
             self.to_logits.weight,
@@ -160,6 +191,8 @@ class TwoStageNetwork(Module):
         codes: Int[Tensor, "b n"],
         text: EncodedText | None,
         pooled: Float[Tensor, "b d_text"] | None,
+        *,
+        with_cache: bool = True,
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n_plus_one d_fine"], dict[str, Any]]:
         """Embed a sequence, run its coarse stage, and lay out what the fine stage reads."""
         per_face = self.num_codes_per_face
@@ -171,7 +204,7 @@ class TwoStageNetwork(Module):
         )
         sos = repeat(self.sos_token, "n d -> b n d", b=batch)
         coarse = torch.cat((sos, self.to_face_tokens(face_tokens)), dim=1)
-        context, caches = self._run_coarse(coarse, text, pooled)
+        context, caches = self._run_coarse(coarse, text, pooled, with_cache=with_cache)
 
         # each face begins with what the coarse stage knows; its last code begins the next face
         context = context[:, self.num_sos_tokens - 1 :]
@@ -244,6 +277,8 @@ class TwoStageNetwork(Module):
         coarse: LayerIntermediates | None = None,
         coarse_gateloop: GateLoopCache | None = None,
         coarse_post_gateloop: GateLoopCache | None = None,
+        *,
+        with_cache: bool = True,
     ) -> tuple[Float[Tensor, "b nf d_fine"], dict]:
         """Run face tokens, or the next of them, through the coarse stage."""
         x = face_tokens
@@ -251,10 +286,11 @@ class TwoStageNetwork(Module):
             x = self.text_coarse_film_cond(x, pooled)
         if self.coarse_gateloop_block is not None:
             x, coarse_gateloop = self.coarse_gateloop_block(x, coarse_gateloop)
-        x, coarse = self.decoder(
+        x, coarse = run_decoder(
+            self.decoder,
             x,
             cache=coarse,
-            return_hiddens=True,
+            with_cache=with_cache,
             context=None if text is None else text.embeddings,
             context_mask=None if text is None else text.mask,
             condition=pooled if self.coarse_adaptive_rmsnorm else None,
@@ -276,7 +312,8 @@ class TwoStageNetwork(Module):
         cache: LayerIntermediates | None = None,
         *,
         row: Int[Tensor, " faces"] | None = None,
-    ) -> tuple[Float[Tensor, "faces n d_fine"], LayerIntermediates]:
+        with_cache: bool = True,
+    ) -> tuple[Float[Tensor, "faces n d_fine"], LayerIntermediates | None]:
         """Run faces, or the next token of one face a mesh, through the fine stage.
 
         Each face belongs to the mesh in ``row``; without it, all meshes have as many faces.
@@ -290,6 +327,20 @@ class TwoStageNetwork(Module):
                 tokens = self.text_fine_film_cond(tokens, pooled[row])
             if self.fine_cross_attend_text:
                 context, context_mask = text.embeddings[row], text.mask[row]
-        return self.fine_decoder(
-            tokens, cache=cache, return_hiddens=True, context=context, context_mask=context_mask
+        return run_decoder(
+            self.fine_decoder,
+            tokens,
+            cache=cache,
+            with_cache=with_cache,
+            context=context,
+            context_mask=context_mask,
         )
+
+
+def run_decoder(
+    decoder: Decoder, x: Float[Tensor, "b n d"], *, with_cache: bool, **inputs: Any
+) -> tuple[Float[Tensor, "b n d"], LayerIntermediates | None]:
+    """Run a decoder; keys, values and hidden states outlive it only for a cache."""
+    if with_cache:
+        return decoder(x, return_hiddens=True, **inputs)
+    return decoder(x, **inputs), None

@@ -102,9 +102,9 @@ def can_step_layer(layer: Any) -> bool:
         return False
     if residual.residual_scale is not None or residual.scale_residual_constant != 1:
         return False
-    if type(block) is FeedForward:
+    if isinstance(block, FeedForward):
         return True
-    if type(block) is not Attention or block.kv_heads != block.heads:
+    if not isinstance(block, Attention) or block.kv_heads != block.heads:
         return False
     is_linear = isinstance(block.to_out, nn.Linear)
     # without a learned key, a row whose text was dropped would attend to nothing

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from tests.helpers import counting_saved_bytes
 from tests.tokenizers.models import ATTENTION, KINDS, PLAIN_RVQ, TINY, batch_for, tiny_autoencoder
 
 # option -> value to change it to, and what else the option needs to matter
@@ -47,7 +48,7 @@ CHANGES_LOSS = {
     "resnet_dropout": (0.5, {}),
 }
 # memory only; the padding id, tested below; and what upstream accepts without effect
-CHANGES_NO_LOSS = {"checkpoint_quantizer", "pad_id", "flash_attn"}
+CHANGES_NO_LOSS = {"checkpoint_quantizer", "checkpoint_activations", "pad_id", "flash_attn"}
 
 
 def autoencoder_with(**options):
@@ -140,17 +141,6 @@ def test_codebook_temperature_acts_on_stochastic_codes_in_training(batch):
     assert torch.equal(loss(1.0, **stochastic, training=False), loss(10.0, training=False))
 
 
-class SavedBytes:
-    """Count what autograd keeps for the backward pass."""
-
-    def __init__(self):
-        self.total = 0
-
-    def pack(self, t):
-        self.total += t.numel() * t.element_size()
-        return t
-
-
 @pytest.mark.parametrize("num_quantizers", [2, 4])
 @pytest.mark.parametrize("quantize_dropout", [False, True])
 def test_checkpointing_gives_the_same_step_for_less_memory(batch, num_quantizers, quantize_dropout):
@@ -162,14 +152,33 @@ def test_checkpointing_gives_the_same_step_for_less_memory(batch, num_quantizers
     for checkpointed in (True, False):
         autoencoder = tiny_autoencoder(**options, checkpoint_quantizer=checkpointed)
         torch.manual_seed(1)
-        kept = SavedBytes()
-        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda t: t):
+        with counting_saved_bytes() as kept:
             loss = autoencoder(vertices=batch[0], faces=batch[1])
         loss.backward()
         gradients.append({"loss": loss, **{n: p.grad for n, p in autoencoder.named_parameters()}})
-        saved.append(kept.total)
+        saved += kept
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
     assert saved[0] < saved[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointed_activations_give_the_same_step_for_less_memory(furniture, kind):
+    vertices, faces = batch_for(kind, furniture)
+    # deep enough that what is between layers does not count for much
+    options = {"decoder_dims_through_depth": (16,) * 8, "resnet_dropout": 0.1}
+    steps, saved = [], []
+    for checkpoint_activations in (True, False):
+        autoencoder = tiny_autoencoder(
+            kind, **options, checkpoint_activations=checkpoint_activations
+        )
+        torch.manual_seed(1)
+        with counting_saved_bytes() as kept:
+            loss = autoencoder(vertices=vertices, faces=faces)
+        loss.backward()
+        steps.append({"loss": loss, **{n: p.grad for n, p in autoencoder.named_parameters()}})
+        saved += kept
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
+    assert saved[0] < saved[1] / 2
 
 
 def test_another_pad_id_gives_the_same_step_and_codes(batch):

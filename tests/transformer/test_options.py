@@ -8,6 +8,8 @@ from transformers import T5Config
 
 from meshgpt_pytorch.transformer.layers import as_pair
 from meshgpt_pytorch.transformer.model import MeshTransformer
+from meshgpt_pytorch.transformer.stepping import can_step
+from tests.helpers import counting_saved_bytes
 from tests.transformer.models import (
     TEXTS,
     LetterEncoder,
@@ -16,6 +18,7 @@ from tests.transformer.models import (
     make_text_transformer,
     make_transformer,
     random_codes,
+    trained_parameters,
 )
 
 # options of which the state tells the effect: more, fewer or other parameters
@@ -46,6 +49,7 @@ TEXT_STATE_OPTIONS = {
 OTHER_OPTIONS = {
     "autoencoder",
     "flash_attn",
+    "checkpoint_activations",
     "dropout",
     "gateloop_use_heinsen",
     "pad_id",  # test_model
@@ -228,3 +232,42 @@ def test_text_encoders_may_be_named_by_type(tmp_path):
             text_condition_model_types=("t5",),
             text_condition_model_kwargs=({}, {}),
         )
+
+
+@pytest.mark.parametrize("gateloop_use_heinsen", [False, True])
+@pytest.mark.parametrize("with_text", [False, True])
+def test_checkpointed_activations_give_the_same_step_for_less_memory(
+    with_text, gateloop_use_heinsen
+):
+    options = {
+        "attn_depth": 4,
+        "attn_heads": 4,
+        "dropout": 0.1,
+        "gateloop_use_heinsen": gateloop_use_heinsen,
+        "coarse_post_gateloop_depth": 1,
+    }
+    if with_text:
+        options |= {"fine_cross_attend_text": True, "coarse_adaptive_rmsnorm": True}
+    make = make_text_transformer if with_text else make_transformer
+    steps, saved = [], []
+    for checkpoint_activations in (True, False):
+        model = make(**options, checkpoint_activations=checkpoint_activations).train()
+        codes = random_codes(model, 12)
+        torch.manual_seed(1)
+        with counting_saved_bytes() as kept:
+            loss = model(codes=codes, texts=TEXTS if with_text else None)
+        loss.backward()
+        gradients = {n: p.grad for n, p in trained_parameters(model).items()}
+        steps.append({"loss": loss, **gradients})
+        saved += kept
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
+    assert saved[0] < saved[1] / 2
+
+
+@torch.no_grad()
+def test_checkpointed_activations_change_no_meshes():
+    models = [make_transformer(checkpoint_activations=value) for value in (False, True)]
+    first, second = (m.generate(temperature=0.0, return_codes=True) for m in models)
+    assert torch.equal(first, second)
+    assert can_step(models[1].decoder)
+    assert models[1].state_dict().keys() == models[0].state_dict().keys()
