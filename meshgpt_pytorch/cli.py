@@ -154,7 +154,9 @@ def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.set_defaults(run=prepare)
     command.add_argument("source", type=Path, help="folder, archive or mesh file")
     command.add_argument("target", type=Path, help="folder of the data set")
-    command.add_argument("--max-faces", type=int, default=800, help="most faces of a mesh")
+    command.add_argument(
+        "--max-faces", type=int, nargs="+", default=800, help="most faces; several give levels"
+    )
     command.add_argument("--adaptive", action="store_true", help="fewest faces still accurate")
     command.add_argument(
         "--captions",

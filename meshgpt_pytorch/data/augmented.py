@@ -1,5 +1,6 @@
 """A data set whose meshes are augmented, put in order and connected as they are read."""
 
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +45,8 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         dataset: items with vertices and faces, in the range.
         augmentation: from a mesh and a random generator to a mesh.
         seed: of all that is drawn.
+        groups: a label for each mesh. Meshes of one label are one item, and each epoch draws one
+            of them. By default each mesh is an item.
         num_discrete_coors: bins of the grid along each axis.
         coor_continuous_range: the cube that the grid divides.
         up_axis: 0, 1 or 2, coordinate to sort by first.
@@ -58,6 +61,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         *,
         seed: int = 0,
+        groups: Sequence[Hashable] | None = None,
         num_discrete_coors: int = 128,
         coor_continuous_range: tuple[float, float] = CUBE,
         up_axis: int = 1,
@@ -72,6 +76,10 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
+        members: dict[Hashable, list[int]] = {}
+        for mesh, label in enumerate(range(len(dataset)) if groups is None else groups):
+            members.setdefault(label, []).append(mesh)
+        self._meshes_of_item = list(members.values())
         self.num_discrete_coors = num_discrete_coors
         self.coor_continuous_range = coor_continuous_range
         self.up_axis = up_axis
@@ -101,20 +109,25 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
 
     @property
     def num_faces(self) -> Tensor:
-        """The number of faces of each mesh before augmentation, which adds none; int64."""
-        return self.dataset.num_faces
+        """The most faces that each item can have, int64: augmentation adds none."""
+        num_faces = self.dataset.num_faces.numpy()
+        return torch.tensor([int(num_faces[meshes].max()) for meshes in self._meshes_of_item])
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._meshes_of_item)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.dataset!r}, {self.augmentation!r}, seed={self.seed})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.dataset[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} items")
         numbers = (self.seed, self.epoch, int(index) % len(self))
         seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed) >> 1)
+        meshes = self._meshes_of_item[int(index)]
+        drawn = int(torch.randint(len(meshes), (1,), generator=generator)) if len(meshes) > 1 else 0
+        item = self.dataset[meshes[drawn]]
         mesh = self._augment(Mesh(item["vertices"], item["faces"]), generator)
         return {
             **item,

@@ -129,10 +129,7 @@ class CacheFolder:
         """
         segments = [] if rebuild else self.segments()
         if any(segment.maker != maker for segment in segments):
-            raise ValueError(
-                f"the {self.kind} cached in {self.path} must come from what is asked for now, got "
-                f"those of another one, or of other weights; make them anew with {self.remedy}"
-            )
+            raise other_maker(f"the {self.kind} cached in {self.path}", self.remedy)
         replaced = self._paths() if rebuild else []
         known = {key for segment in segments for key in segment.keys}
         missing = first_items(keys, known)
@@ -182,6 +179,14 @@ class CacheFolder:
                 if self._open(path).maker == maker:
                     continue
             shutil.rmtree(path, ignore_errors=True)
+
+
+def other_maker(what: str, remedy: str) -> ValueError:
+    """Return the error of derived data that is not of what is asked for."""
+    return ValueError(
+        f"{what} must come from what is asked for now, got those of another one, or of other "
+        f"weights; make them anew with {remedy}"
+    )
 
 
 def first_items(keys: np.ndarray[Any, Any], known: set[bytes]) -> list[int]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from meshgpt_pytorch.data.augment import Augmentation
 from meshgpt_pytorch.data.augmented import AugmentedDataset
@@ -29,14 +28,10 @@ from meshgpt_pytorch.data.derived_columns import (
     explain_missing,
     save_columns,
 )
-from meshgpt_pytorch.data.disk import (
-    mesh_hashes,
-    read_mesh_folder,
-    verify_table,
-    write_mesh_folder,
-)
+from meshgpt_pytorch.data.disk import read_mesh_folder, verify_table, write_mesh_folder
 from meshgpt_pytorch.data.fingerprints import fingerprint_encoder, fingerprint_weights
 from meshgpt_pytorch.data.folders import DatasetFromTransforms
+from meshgpt_pytorch.data.items import KEYS, MeshItems
 from meshgpt_pytorch.data.packs import read_pack, table_from_meshes
 from meshgpt_pytorch.data.store import MeshTable
 from meshgpt_pytorch.mesh import Mesh
@@ -50,7 +45,6 @@ REMEDIES = {
     "codes": "call cache_codes(autoencoder) first",
     "text_encodings": "call cache_text_encodings(encoder) first",
 }
-KEYS = ("vertices", "faces", *REMEDIES)
 
 
 class DatasetSplit(NamedTuple):
@@ -60,7 +54,7 @@ class DatasetSplit(NamedTuple):
     validation: "MeshDataset"
 
 
-class MeshDataset(Dataset[dict[str, Any]]):
+class MeshDataset(MeshItems):
     """Meshes, and what is derived from them once instead of in every step.
 
     Items are dicts: ``vertices`` float32 "nv 3", ``faces`` int64 "nf nvf", ``texts`` (a string,
@@ -87,9 +81,8 @@ class MeshDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, source: str | PathLike[str] | MeshTable) -> None:
-        self._table = source if isinstance(source, MeshTable) else _read_table(Path(source))
+        super().__init__(source if isinstance(source, MeshTable) else _read_table(Path(source)))
         attach_columns(self._table, warn=True)
-        self._keys: tuple[str, ...] | None = None
 
     @classmethod
     def from_meshes(
@@ -140,87 +133,6 @@ class MeshDataset(Dataset[dict[str, Any]]):
             ValueError: a mesh is damaged; the message names it.
         """
         verify_table(self._table)
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} meshes, keys={self.item_keys})"
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = int(index)
-        if not -len(self) <= item < len(self):
-            raise IndexError(f"index {item} is out of range for {len(self)} meshes")
-        item %= len(self)
-        return {
-            key: str(self._table.labels["caption"][item])
-            if key == "texts"
-            else self._table.columns[key][item]
-            for key in self.item_keys
-        }
-
-    # what there is
-
-    @property
-    def item_keys(self) -> tuple[str, ...]:
-        """The keys of an item: those chosen with `with_keys`, or else all there are."""
-        return self._available if self._keys is None else self._keys
-
-    @property
-    def _available(self) -> tuple[str, ...]:
-        has_texts = "caption" in self._table.labels
-        return tuple(
-            key for key in KEYS if key in self._table.columns or (key == "texts" and has_texts)
-        )
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The caption of each mesh. Raises ValueError where there are none."""
-        return self._label("caption")
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The category of each mesh. Raises ValueError where there are none."""
-        return self._label("category")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The name of each mesh. Raises ValueError where there are none."""
-        return self._label("name")
-
-    def _label(self, name: str) -> tuple[str, ...]:
-        if name not in self._table.labels:
-            raise ValueError(
-                f"this data set has no {name} for its meshes, only {sorted(self._table.labels)}"
-            )
-        return tuple(self._table.labels[name].astype(np.str_).tolist())
-
-    @property
-    def labels(self) -> dict[str, np.ndarray[Any, Any]]:
-        """All labels by name, one entry for each mesh: of a pack also licence, creator, ..."""
-        return dict(self._table.labels)
-
-    @property
-    def num_faces(self) -> Tensor:
-        """The number of faces of each mesh, int64 "meshes"."""
-        return self._table.columns["faces"].lengths
-
-    @property
-    def hashes(self) -> tuple[str, ...]:
-        """The sha256 of each mesh, hexadecimal; what is on disk is not read for it."""
-        return tuple(row.tobytes().hex() for row in mesh_hashes(self._table))
-
-    @property
-    def codes_fingerprint(self) -> str | None:
-        """The hash of the autoencoder that made the codes; None where none are cached."""
-        column = self._table.columns.get("codes")
-        return None if column is None else column.maker
-
-    @property
-    def text_encodings_fingerprint(self) -> str | None:
-        """What made the text encodings; None where none are cached."""
-        column = self._table.columns.get("text_encodings")
-        return None if column is None else column.maker
 
     # choosing
 
@@ -300,6 +212,7 @@ class MeshDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         *,
         seed: int = 0,
+        one_of: str | None = None,
         num_discrete_coors: int = 128,
         coor_continuous_range: tuple[float, float] = (-1.0, 1.0),
         up_axis: int = 1,
@@ -317,18 +230,22 @@ class MeshDataset(Dataset[dict[str, Any]]):
             augmentation: from a mesh and a random generator to a mesh: `paper_augmentation`, or a
                 `Compose` of your choice.
             seed: of all that is drawn.
+            one_of: name of a label. Meshes that share it are one item, and each epoch draws one of
+                them: with "key", one of the levels of decimation that `prepare_meshes` wrote.
             num_discrete_coors: bins of the grid along each axis.
             coor_continuous_range: the cube that the grid divides; meshes must be in it.
             up_axis: coordinate to sort by first.
 
         Raises:
-            ValueError: items have no vertices or faces (see `with_keys`).
+            ValueError: items have no vertices or faces (see `with_keys`), or there is no such
+                label.
         """
         kept = [key for key in self.item_keys if key not in {"codes", "face_edges"}]
         return AugmentedDataset(
             self.with_keys(*kept) if kept else self,
             augmentation,
             seed=seed,
+            groups=None if one_of is None else self._label(one_of),
             num_discrete_coors=num_discrete_coors,
             coor_continuous_range=coor_continuous_range,
             up_axis=up_axis,
@@ -390,13 +307,14 @@ class MeshDataset(Dataset[dict[str, Any]]):
 
         Args:
             autoencoder: a `MeshAutoencoder`, on any device. It is recognised by its weights: after
-                more training its codes are others. In memory, those replace the ones before.
+                more training its codes are others, and to be asked for with `rebuild`.
             batch_size: meshes to tokenize at once.
-            rebuild: tokenize in any case, and replace what the folder holds.
+            rebuild: tokenize in any case, and replace the codes that there are.
 
         Raises:
             ValueError: `batch_size` is below 1, a mesh does not fit the autoencoder, or the codes
-                in the folder are of another autoencoder or cannot be used, and `rebuild` is False.
+                that there are come from another autoencoder or cannot be used, and `rebuild` is
+                False.
             OSError: the folder cannot be written.
         """
         self._derive(
@@ -417,11 +335,11 @@ class MeshDataset(Dataset[dict[str, Any]]):
             encoder: a `TextEncoder`. It is recognised by its ``__repr__``, or by its weights if it
                 is a module; one without either is a new one each time.
             batch_size: texts to encode at once.
-            rebuild: encode in any case, and replace what the folder holds.
+            rebuild: encode in any case, and replace the encodings that there are.
 
         Raises:
-            ValueError: `batch_size` is below 1, the data set has no captions, or the encodings in
-                the folder are of another encoder or cannot be used, and `rebuild` is False.
+            ValueError: `batch_size` is below 1, the data set has no captions, or the encodings
+                that there are come from another encoder or cannot be used, and `rebuild` is False.
             OSError: the folder cannot be written.
         """
         captions = self.captions

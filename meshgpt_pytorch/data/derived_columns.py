@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meshgpt_pytorch.data.cache_folder import CacheFolder, Derive, first_items
+from meshgpt_pytorch.data.cache_folder import CacheFolder, Derive, first_items, other_maker
 from meshgpt_pytorch.data.disk import hashes_array, mesh_hashes
 from meshgpt_pytorch.data.fingerprints import hash_text
 from meshgpt_pytorch.data.store import Column, MeshTable, RaggedRows
@@ -35,8 +35,7 @@ def derive_column(
         rebuild: compute in any case.
 
     Raises:
-        ValueError: without `rebuild`, if the folder holds what another maker made, or what cannot
-            be used. In memory it is computed anew.
+        ValueError: without `rebuild`, if there is what another maker made, or what cannot be used.
         OSError: the folder cannot be written.
     """
     column = table.columns.get(kind)
@@ -45,6 +44,8 @@ def derive_column(
     if table.folder is not None:
         cache = cache_folder(table.folder, kind)
         return cache.find_or_derive(keys_of(table, kind), maker, derive, rebuild=rebuild)
+    if column is not None and not rebuild:
+        raise other_maker(f"the {kind} of this data set", REBUILD[kind])
     if kind != "text_encodings":
         return Column.from_rows(derive(list(range(len(table)))), maker=maker)
     keys = keys_of(table, kind)

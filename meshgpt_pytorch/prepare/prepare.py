@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,7 +34,7 @@ def prepare_meshes(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
-    max_faces: int = 800,
+    max_faces: int | Sequence[int] = 800,
     adaptive: bool = False,
     captions: Captions = "name",
     captions_file: str | os.PathLike[str] | None = None,
@@ -69,7 +69,9 @@ def prepare_meshes(
     Args:
         source: a folder, or one mesh file or archive.
         target: folder of the data set; one that is there is replaced once the new one is whole.
-        max_faces: most faces of a mesh.
+        max_faces: most faces of a mesh. Several numbers give several levels of decimation of each,
+            as far as they differ and are accurate: meshes with the same label "key", of which
+            ``dataset.augment(..., one_of="key")`` draws one in each epoch.
         adaptive: give each mesh the fewest faces at which it is accurate, not as many as it may.
         captions: what a mesh is called: "name", after its catalogue or its file; "folder", after
             the folder it is in; "sidecar", by a .txt or .json beside it; "csv", by `captions_file`;
@@ -103,8 +105,9 @@ def prepare_meshes(
         RuntimeError: a mesh must be decimated, and no package to do so is installed.
     """
     begin = time.perf_counter()
+    budgets = check_budgets(max_faces, adaptive)
     options = PrepareOptions(
-        max_faces=max_faces,
+        max_faces=budgets[-1],
         adaptive=adaptive,
         quads=quads,
         merge_triangles=merge_triangles,
@@ -126,27 +129,50 @@ def prepare_meshes(
     check_writable(target)
 
     results = ResultFolder(target / RESULTS)
-    records = run(sources, options, results, num_workers, seconds_per_mesh, progress)
+    levels = [replace(options, max_faces=budget) for budget in budgets]
+    records = run_levels(sources, levels, results, num_workers, seconds_per_mesh, progress)
     kept = [record for record in records if record.outcome == "kept"]
-    groups = near_duplicates([marks_of(results, record) for record in kept], min_overlap)
+    # by its finest level: all levels of a mesh are one
+    finest = list({record.key: record for record in kept}.values())
+    groups = near_duplicates([marks_of(results, record) for record in finest], min_overlap)
     report = PrepareReport(
         source=str(source),
         target=str(target),
-        options={**asdict(options), "captions": captions, "min_overlap": min_overlap},
+        options={
+            **asdict(options),
+            "max_faces": list(budgets) if len(budgets) > 1 else budgets[0],
+            "captions": captions,
+            "min_overlap": min_overlap,
+        },
         records=tuple(records),
-        duplicate_groups=names_of_groups(groups, [record.key for record in kept]),
+        duplicate_groups=names_of_groups(groups, [record.key for record in finest]),
         missing_captions=tuple(
-            record.key for record in kept if "caption" not in labels[record.key]
+            record.key for record in finest if "caption" not in labels[record.key]
         ),
         seconds=round(time.perf_counter() - begin, 1),
     )
     write_text(target / "report.json", report.to_json())
     write_text(target / "report.txt", report.page())
     if not kept:
-        raise ValueError(f"none of {len(records)} meshes was kept: {report}")
-    write_dataset(target, kept, results, labels, groups)
+        raise ValueError(f"none of {len(sources)} meshes was kept: {report}")
+    write_dataset(target, kept, results, labels, report.duplicate_groups)
     draw_sheet(target / "contact_sheet.png", kept, results, labels)
     return report
+
+
+def check_budgets(max_faces: int | Sequence[int], adaptive: bool) -> list[int]:
+    """Return the budgets from few faces to many."""
+    budgets = [max_faces] if isinstance(max_faces, int) else sorted({*max_faces})
+    if not budgets:
+        raise ValueError("max_faces must be a number or several, got none")
+    if adaptive and len(budgets) > 1:
+        raise ValueError(
+            f"adaptive=True chooses one number of faces for each mesh, got max_faces={budgets}; "
+            "pass one of them, or adaptive=False"
+        )
+    if budgets[0] < 4:
+        raise ValueError(f"max_faces must be at least 4, got {budgets[0]}")
+    return budgets
 
 
 def check_run(min_overlap: float, seconds_per_mesh: float, num_workers: int | None) -> None:
@@ -172,6 +198,38 @@ def is_below(source: MeshSource, folder: Path) -> bool:
     return folder.resolve() in Path(source.file).resolve().parents
 
 
+def run_levels(
+    sources: list[MeshSource],
+    levels: Sequence[PrepareOptions],
+    results: ResultFolder,
+    num_workers: int | None,
+    seconds_per_mesh: float,
+    progress: bool,
+) -> list[MeshRecord]:
+    """Prepare all meshes for each budget, from few faces to many.
+
+    Returns:
+        the records in the order of the sources, those of one mesh next to each other.
+    """
+    waiting, found = sources, dict[str, list[MeshRecord]]()
+    for options in levels:
+        for record in run(waiting, options, results, num_workers, seconds_per_mesh, progress):
+            record.max_faces = options.max_faces
+            found.setdefault(record.key, []).append(record)
+        waiting = [
+            source for source in waiting if gains_by_faces(found[source.key][-1], options.quads)
+        ]
+    return [record for source in sources for record in found[source.key]]
+
+
+def gains_by_faces(record: MeshRecord, quads: bool) -> bool:
+    """Tell whether a mesh can come to something else with a higher budget."""
+    if record.outcome == "kept":
+        whole = ("as it is",) if quads else ("as it is", "on the grid")
+        return record.method not in whole
+    return record.outcome == "inaccurate"
+
+
 def run(
     sources: list[MeshSource],
     options: PrepareOptions,
@@ -180,7 +238,9 @@ def run(
     seconds_per_mesh: float,
     progress: bool,
 ) -> list[MeshRecord]:
-    """Prepare all meshes; return the records in the order of the sources."""
+    """Prepare all meshes for one budget; return the records in the order of the sources."""
+    if not sources:
+        return []
     if num_workers is None:
         num_workers = min(num_cores(), len(sources))
     if num_workers == 0:
@@ -194,7 +254,9 @@ def run(
             seconds_per_mesh=seconds_per_mesh,
         )
     done: dict[str, MeshRecord] = {}
-    with tqdm(total=len(sources), desc="prepare meshes", disable=not progress) as bar:
+    with tqdm(
+        total=len(sources), desc=f"meshes, {options.max_faces} faces", disable=not progress
+    ) as bar:
         for record in stream:
             done[record.key] = record
             bar.update()
@@ -228,14 +290,14 @@ def write_dataset(
     kept: list[MeshRecord],
     results: ResultFolder,
     labels: dict[str, Labels],
-    groups: list[list[int]],
+    groups: Sequence[Sequence[str]],
 ) -> None:
     """Write the kept meshes and their labels."""
-    group_of = {member: number for number, group in enumerate(groups) for member in group}
+    group_of = {key: number for number, group in enumerate(groups) for key in group}
     with MeshWriter(target) as writer:
-        for index, record in enumerate(kept):
+        for record in kept:
             # a mesh that looks like no other is a group of its own
-            group = group_of.get(index, len(groups) + index)
+            group = group_of.setdefault(record.key, len(group_of) + len(groups))
             writer.add(
                 mesh_of(results, record),
                 {
@@ -243,6 +305,7 @@ def write_dataset(
                     **labels[record.key],
                     "key": record.key,
                     "group": group,
+                    "max_faces": record.max_faces,
                     "method": record.method,
                     "hausdorff": record.hausdorff,
                     "chamfer": record.chamfer,

@@ -26,8 +26,8 @@ class PrepareReport:
         source: what was read.
         target: the folder of the data set.
         options: as given.
-        records: what became of each mesh, in the order of the sources; those with the outcome
-            "kept" are the meshes of the data set, in the same order.
+        records: what became of each mesh, in the order of the sources, with several budgets of each
+            level; those with the outcome "kept" are the meshes of the data set, in the same order.
         duplicate_groups: keys of kept meshes that look alike.
         missing_captions: keys of kept meshes without a caption of the kind asked for.
         seconds: that it all took.
@@ -43,7 +43,7 @@ class PrepareReport:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many meshes came to each outcome, the most frequent first."""
+        """How many meshes or levels came to each outcome, the most frequent first."""
         return dict(Counter(record.outcome for record in self.records).most_common())
 
     @property
@@ -56,20 +56,24 @@ class PrepareReport:
         """The meshes that were left out, each with its reason."""
         return tuple(record for record in self.records if record.outcome != "kept")
 
+    @property
+    def first_records(self) -> tuple[MeshRecord, ...]:
+        """One record of each mesh, where there are several budgets that of the lowest."""
+        return tuple({record.key: record for record in reversed(self.records)}.values())
+
     def __str__(self) -> str:
-        """One line for each outcome, and where the rest is told."""
+        """How many came to each outcome, and where the rest is told."""
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
-        return f"{len(self.records)} meshes: {counts}; see {Path(self.target, 'report.txt')}"
+        meshes = f"{len(self.first_records)} meshes"
+        return f"{meshes}: {counts}; see {Path(self.target, 'report.txt')}"
 
     def page(self) -> str:
         """Write a page of text."""
         reused = sum(record.is_reused for record in self.records)
         lines = [
-            f"{self.source} -> {self.target}, {len(self.records)} meshes in {self.seconds:.0f} s, "
-            f"{reused} of them from an earlier run",
-            "",
-            "Outcomes",
-            *(f"  {count:6d}  {outcome}" for outcome, count in self.outcomes.items()),
+            f"{self.source} -> {self.target}, {len(self.first_records)} meshes in "
+            f"{self.seconds:.0f} s, {reused} results from an earlier run",
+            *self.outcome_lines(),
             *self.histogram_lines(),
             *self.distance_lines(),
             *self.inspection_lines(),
@@ -83,9 +87,20 @@ class PrepareReport:
             lines += [f"  {each.key}: {each.outcome}: {each.reason}" for each in self.rejected]
         return "\n".join([*lines, ""])
 
+    def outcome_lines(self) -> list[str]:
+        """Count the outcomes, for each budget where there are several."""
+        lines = []
+        for budget in sorted({record.max_faces or 0 for record in self.records}):
+            records = [each for each in self.records if (each.max_faces or 0) == budget]
+            counts = Counter(record.outcome for record in records).most_common()
+            lines += ["", f"Outcomes with at most {budget} faces"]
+            lines += [f"  {count:6d}  {outcome}" for outcome, count in counts]
+        return lines
+
     def histogram_lines(self) -> list[str]:
         """Draw how many faces meshes had before and have now."""
-        before = [each.faces_before for each in self.records if each.faces_before is not None]
+        read = [each.faces_before for each in self.first_records]
+        before = [count for count in read if count is not None]
         after = [each.faces_after for each in self.kept if each.faces_after is not None]
         if not before:
             return []
@@ -113,7 +128,8 @@ class PrepareReport:
 
     def inspection_lines(self) -> list[str]:
         """Tell what state the files were in."""
-        found = [each.inspection for each in self.records if each.inspection is not None]
+        read = [each.inspection for each in self.first_records]
+        found = [inspection for inspection in read if inspection is not None]
         if not found:
             return []
         share = 100 / len(found)

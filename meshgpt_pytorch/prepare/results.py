@@ -26,6 +26,7 @@ class MeshRecord:
             left once cleaned), "not quads", "inaccurate" (not the same shape within the budget),
             "crashed", "timed out".
         reason: in words, where it was not kept.
+        max_faces: the budget that it was to fit.
         result: the name under which the mesh is kept between runs.
         faces_before: in the file, once cleaned.
         faces_after: in the data set.
@@ -40,6 +41,7 @@ class MeshRecord:
     key: str
     outcome: str
     reason: str = ""
+    max_faces: int | None = None
     result: str | None = None
     faces_before: int | None = None
     faces_after: int | None = None

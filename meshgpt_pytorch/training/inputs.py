@@ -42,7 +42,7 @@ class TransformerInputs:
             raise ValueError(
                 "the codes of the data set must come from the transformer's autoencoder, got "
                 "codes of another one, or of other weights; call "
-                "dataset.cache_codes(transformer.autoencoder)"
+                "dataset.cache_codes(transformer.autoencoder, rebuild=True)"
             )
 
     def check_text_encodings(self, dataset: Dataset[Any] | None, encoders: Sequence[Any]) -> None:

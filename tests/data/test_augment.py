@@ -285,6 +285,31 @@ def test_codes_are_left_out_and_text_encodings_stay(small, autoencoder):
     assert len(dataset) == 12 and torch.equal(dataset.num_faces, small.num_faces)
 
 
+def test_one_of_the_meshes_of_a_label_is_drawn_in_each_epoch(furniture):
+    items = [
+        {**mesh._asdict(), "texts": text} for mesh, text in zip(furniture, "abaab", strict=False)
+    ]
+    dataset = MeshDataset.from_meshes(items, names=["x", "y", "x", "x", "y"])
+    levels = dataset.augment(Compose(), seed=1, one_of="name")
+    assert len(levels) == 2
+    sizes = dataset.num_faces
+    assert levels.num_faces.tolist() == [max(sizes[[0, 2, 3]]), max(sizes[[1, 4]])]
+    plain = [dataset.canonicalize()[mesh]["faces"] for mesh in range(5)]
+    drawn = {0: set(), 1: set()}
+    for epoch in range(30):
+        levels.set_epoch(epoch)
+        for index, item in enumerate(levels):
+            (mesh,) = (mesh for mesh in range(5) if torch.equal(item["faces"], plain[mesh]))
+            assert item["texts"] == "abaab"[mesh]
+            assert torch.equal(levels[index - 2]["faces"], item["faces"])
+            drawn[index].add(mesh)
+    assert drawn == {0: {0, 2, 3}, 1: {1, 4}}
+    with pytest.raises(IndexError, match="index 2 is out of range for 2 items"):
+        levels[2]
+    with pytest.raises(ValueError, match="this data set has no category"):
+        dataset.augment(Compose(), one_of="category")
+
+
 def test_a_mesh_that_vanishes_stays_as_it_was():
     def flatten(mesh, generator):
         return mesh._replace(vertices=mesh.vertices * 0)

@@ -161,7 +161,7 @@ def test_saving_takes_along_what_was_derived(small, tmp_path, autoencoder):
 
 def test_saving_leaves_no_codes_of_another_autoencoder(small, tmp_path, autoencoder):
     for _ in range(2):
-        small.cache_codes(autoencoder)
+        small.cache_codes(autoencoder, rebuild=True)
         small.save(tmp_path)
         change(autoencoder)
     again = MeshDataset(tmp_path)

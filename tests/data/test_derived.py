@@ -61,7 +61,9 @@ def test_cached_codes_are_those_of_each_mesh_alone_whatever_the_batch(
         assert torch.equal(item["codes"], alone) and len(alone) == item["faces"].numel()
 
 
-def test_codes_are_made_once_and_anew_after_training(small, autoencoder, monkeypatch):
+def test_codes_are_made_once_and_after_training_refused_until_they_are_rebuilt(
+    small, autoencoder, monkeypatch
+):
     calls = []
     tokenize = autoencoder.tokenize
     monkeypatch.setattr(
@@ -74,7 +76,11 @@ def test_codes_are_made_once_and_anew_after_training(small, autoencoder, monkeyp
 
     with torch.no_grad():
         next(autoencoder.parameters()).add_(0.5)
-    small.cache_codes(autoencoder, batch_size=12)
+    message = r"the codes of this data set must come from .*cache_codes\(autoencoder, rebuild=True"
+    with pytest.raises(ValueError, match=message):
+        small.cache_codes(autoencoder, batch_size=12)
+    assert len(calls) == 1 and small.codes_fingerprint == first
+    small.cache_codes(autoencoder, batch_size=12, rebuild=True)
     assert len(calls) == 2 and small.codes_fingerprint != first
     item = small[0]
     assert torch.equal(item["codes"], tokenize(item["vertices"], item["faces"]))
@@ -86,7 +92,7 @@ def test_the_fingerprint_knows_options_that_no_weight_shows(autoencoder):
     other = MeshAutoencoder(**{**autoencoder.config, "coor_continuous_range": (-2.0, 2.0)})
     other.load_state_dict(autoencoder.state_dict())
     before = dataset.codes_fingerprint
-    dataset.cache_codes(other)
+    dataset.cache_codes(other, rebuild=True)
     assert dataset.codes_fingerprint != before
 
 
@@ -108,11 +114,14 @@ def test_text_encodings_keep_the_dtype_of_the_encoder(small):
     assert small[0]["text_encodings"].dtype == torch.bfloat16
 
 
-def test_another_encoder_replaces_text_encodings_and_the_same_one_does_not(small):
+def test_encodings_of_another_encoder_are_refused_until_they_are_rebuilt(small):
     encoder, same, other = CharacterEncoder(), CharacterEncoder(), CharacterEncoder(2.0)
-    for each in (encoder, same, other):
-        small.cache_text_encodings(each)
-    assert encoder.seen and not same.seen and other.seen
+    small.cache_text_encodings(encoder)
+    small.cache_text_encodings(same)
+    with pytest.raises(ValueError, match=r"anew with cache_text_encodings\(encoder, rebuild=True"):
+        small.cache_text_encodings(other)
+    assert encoder.seen and not same.seen and not other.seen
+    small.cache_text_encodings(other, rebuild=True)
     assert "CharacterEncoder(2.0" in small.text_encodings_fingerprint
     alone = other.embed([small.captions[0]])[0][0]
     assert torch.equal(small[0]["text_encodings"], alone)
@@ -126,7 +135,7 @@ def test_an_encoder_that_is_a_module_is_known_by_its_weights(small):
     assert small.text_encodings_fingerprint == first
     with torch.no_grad():
         encoder.weight.add_(1.0)
-    small.cache_text_encodings(encoder)
+    small.cache_text_encodings(encoder, rebuild=True)
     assert small.text_encodings_fingerprint != first
     assert not small[0]["text_encodings"].requires_grad
 
@@ -135,10 +144,13 @@ def test_an_encoder_without_a_name_never_passes_for_another(small):
     class Nameless(CharacterEncoder):
         __repr__ = object.__repr__
 
-    for _ in range(2):
-        encoder = Nameless()
-        small.cache_text_encodings(encoder)
-        assert encoder.seen
+    encoder = Nameless()
+    small.cache_text_encodings(encoder)
+    for each in (encoder, Nameless()):
+        with pytest.raises(ValueError, match="must come from what is asked for now"):
+            small.cache_text_encodings(each)
+    small.cache_text_encodings(encoder, rebuild=True)
+    assert len(encoder.seen) == 2 * len(set(small.captions))
 
 
 def test_progress_is_shown_for_every_long_step(small, autoencoder, capsys):

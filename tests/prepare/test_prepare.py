@@ -157,6 +157,63 @@ def test_adaptive_takes_fewer_faces_and_stays_accurate(furniture, tmp_path):
     assert fewest.records[0].hausdorff < 0.10 and fewest.records[0].chamfer < 0.010
 
 
+def test_several_budgets_give_the_levels_that_differ_and_are_accurate(furniture, models, tmp_path):
+    fine = next(mesh for mesh in furniture if len(mesh.faces) > 700)
+    save_mesh(fine, models / "fine.ply")
+    (models / "bad.obj").write_text("no mesh")
+    prepare_meshes(models, tmp_path / "out", max_faces=400, **SETTINGS)
+    report = prepare_meshes(models, tmp_path / "out", max_faces=(800, 200, 400), **SETTINGS)
+    found = [(record.key, record.max_faces, record.outcome) for record in report.records]
+    assert [each for each in found if each[0] != "fine.ply"] == [
+        ("bad.obj", 200, "unreadable"),
+        ("pyramid.GLB", 200, "kept"),
+        ("storage/oakChest_01.obj", 200, "kept"),
+        ("toys/tetra-pack.stl", 200, "kept"),
+    ]
+    levels = [record for record in report.kept if record.key == "fine.ply"]
+    assert [record.max_faces for record in levels][-2:] == [400, 800]
+    sizes = [record.faces_after for record in levels]
+    assert sizes == sorted({*sizes}) and sizes[-1] == len(fine.faces)
+    assert levels[-2].is_reused, "as the run with one budget left it"
+
+    dataset = MeshDataset(tmp_path / "out")
+    assert dataset.num_faces.tolist() == [record.faces_after for record in report.kept]
+    groups = dict(zip(dataset.labels["key"], dataset.labels["group"], strict=True))
+    assert len(groups) == len(set(groups.values())) == 4, "levels of a mesh are one group"
+    assert len(dataset.augment(lambda mesh, generator: mesh, one_of="key")) == 4
+    page = (tmp_path / "out" / "report.txt").read_text()
+    assert "5 meshes in" in page and "Outcomes with at most 200 faces" in page
+    assert str(report).startswith(f"5 meshes: {len(report.kept)} kept, ")
+    assert PrepareReport.from_json(report.to_json()) == report
+
+
+def test_the_report_tells_counts_sizes_distances_and_look_alikes(furniture, models, tmp_path):
+    big = next(mesh for mesh in furniture if 400 < len(mesh.faces) < 800)
+    save_mesh(big, models / "big.ply")
+    save_mesh(big, models / "copy.obj")
+    (models / "bad.obj").write_text("no mesh")
+    report = prepare_meshes(models, tmp_path / "out", max_faces=390, **SETTINGS)
+    lines = [" ".join(line.split()) for line in report.page().splitlines()]
+    assert "Outcomes with at most 390 faces" in lines
+    assert "5 kept" in lines and "1 unreadable" in lines
+    bar = "#" * 40
+    assert f"0 - 25 3 {bar} 3 {bar}" in lines, "before and after"
+    assert any(line.startswith("400 - 800 2 ###") and line.endswith(" 0") for line in lines)
+    assert any(line.startswith("200 - 400 0 2 ###") for line in lines)
+    for name in ("hausdorff", "chamfer"):
+        values = [getattr(record, name) for record in report.kept]
+        expected = f"{name} median {np.median(values):.4f}, 90 % "
+        assert any(line.startswith(expected) for line in lines)
+    assert "Near duplicates: 1 groups, 2 meshes, 2 in the largest" in lines
+    assert "big.ply, copy.obj" in lines
+    assert any(line.startswith("bad.obj: unreadable: ") for line in lines)
+
+
+def test_progress_is_shown(models, tmp_path, capsys):
+    prepare_meshes(models, tmp_path / "out", num_workers=0)
+    assert "meshes, 800 faces: 100%" in capsys.readouterr().err
+
+
 def test_nothing_kept_is_an_error_with_the_report_written(models, tmp_path):
     with pytest.raises(ValueError, match="none of 3 meshes was kept: 3 meshes: 3 inaccurate"):
         prepare_meshes(models, tmp_path / "out", max_chamfer=1e-9, **SETTINGS)
@@ -319,6 +376,9 @@ def test_worker_processes_do_what_this_process_does(models, tmp_path):
 def test_options_that_make_no_sense_are_refused(models, tmp_path):
     for options, message in (
         ({"max_faces": 3}, "max_faces must be at least 4, got 3"),
+        ({"max_faces": (3, 800)}, "max_faces must be at least 4, got 3"),
+        ({"max_faces": ()}, "max_faces must be a number or several, got none"),
+        ({"max_faces": (9, 8), "adaptive": True}, r"one number of faces .* max_faces=\[8, 9\]"),
         ({"up_axis": 3}, "up_axis must be 0, 1 or 2, got 3"),
         ({"max_hausdorff": 0.0}, "max_hausdorff must be above 0"),
         ({"num_discrete_coors": 1}, "num_discrete_coors must be at least 2"),
@@ -352,9 +412,10 @@ def test_the_target_may_lie_in_the_source(models):
 
 
 def test_the_command_line_prepares(models, tmp_path, capsys):
-    words = ["prepare", str(models), str(tmp_path / "out"), "--max-faces", "50", "--workers", "0"]
+    words = ["prepare", str(models), str(tmp_path / "out"), "--max-faces", "5", "50"]
+    words += ["--workers", "0"]
     assert main(words) == 0
-    expected = f"3 meshes: 3 kept; see {tmp_path / 'out' / 'report.txt'}\n"
+    expected = f"3 meshes: 3 kept, 2 inaccurate; see {tmp_path / 'out' / 'report.txt'}\n"
     assert capsys.readouterr().out == expected
     assert main([*words, "--max-hausdorff", "-1"]) == 1
     assert "max_hausdorff must be above 0" in capsys.readouterr().err
