@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -25,6 +25,7 @@ from meshgpt_pytorch.mesh import (
     derive_face_edges_from_faces,
 )
 from meshgpt_pytorch.modes import evaluating
+from meshgpt_pytorch.tokenizers.consistency import average_over_corners
 from meshgpt_pytorch.tokenizers.decoder import FaceDecoder
 from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
@@ -40,9 +41,11 @@ from meshgpt_pytorch.tokenizers.quantizer import (
     RLFQ_DEFAULTS,
     RQ_DEFAULTS,
     RVQ_DEFAULTS,
+    QuantizerKind,
     build_quantizer,
 )
 from meshgpt_pytorch.tokenizers.vertex_quantizer import VertexQuantizer
+from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
 SAGECONV_DEFAULTS: Mapping[str, Any] = MappingProxyType({"normalize": True, "project": True})
@@ -55,12 +58,17 @@ DECODER_DIMS = (*(128,) * 4, *(192,) * 4, *(256,) * 6, *(384,) * 3)
 
 def check_options(
     coor_continuous_range: Sequence[float | int],
-    use_residual_lfq: bool,
+    quantizer: QuantizerKind,
     checkpoint_quantizer: bool,
     pad_id: int,
 ) -> None:
     """Refuse options that do not go together, see ``MeshAutoencoder``."""
-    if checkpoint_quantizer and not use_residual_lfq:
+    if quantizer not in get_args(QuantizerKind):
+        raise ValueError(
+            f"quantizer must be one of {get_args(QuantizerKind)}, or None to follow "
+            f"use_residual_lfq, got {quantizer!r}; upstream's default is 'lfq'"
+        )
+    if checkpoint_quantizer and quantizer == "rvq":
         raise ValueError(
             "checkpoint_quantizer needs use_residual_lfq=True: a learned codebook is updated in "
             "the forward pass, which cannot be run twice; pass checkpoint_quantizer=False"
@@ -93,10 +101,12 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         decoder_dims_through_depth: widths of the decoder's convolution and its ResNet blocks.
         dim_codebook: width of a vertex where it is quantised.
         num_quantizers: codes a vertex (D in the paper).
-        codebook_size: ids of a code; a power of two for lookup-free quantisation.
-        use_residual_lfq: lookup-free quantisation, or else learned codebooks.
-        rq_kwargs: options of both kinds of quantizer. Like each ``..._kwargs`` option here, a
-            given mapping replaces the default one as a whole.
+        codebook_size: ids of a code; a power of two for lookup-free quantisation, the product of
+            fsq_levels for ``fsq``.
+        use_residual_lfq: lookup-free quantisation, or else learned codebooks; not read if
+            quantizer is given.
+        rq_kwargs: options of all kinds of quantizer but ``fsq``. Like each ``..._kwargs`` option
+            here, a given mapping replaces the default one as a whole.
         rvq_kwargs, rlfq_kwargs: options of ``ResidualVQ`` and ``ResidualLFQ``.
         rvq_stochastic_sample_codes: sample codes by distance in training (``ResidualVQ``).
         sageconv_kwargs: options of ``SAGEConv``.
@@ -110,11 +120,19 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         pad_id: what padded faces hold, and padded codes.
         flash_attn: accepted as upstream does; windows this small have no flash kernel.
         attn_dropout, ff_dropout, resnet_dropout: shares dropped in training.
-        checkpoint_quantizer: recompute lookup-free quantisation in the backward pass, to save
-            memory.
+        checkpoint_quantizer: recompute the quantizer in the backward pass, to save memory; not
+            for ``rvq``.
         quads: faces have 4 vertices.
         checkpoint_activations: compute the inside of layers again in the backward pass instead of
             keeping it: less memory for about a third more time.
+        quantizer: ``lfq``, ``rvq``, ``fsq`` or ``simvq``, see ``build_quantizer``; None follows
+            use_residual_lfq.
+        fsq_levels: digits of a code along each axis of ``fsq``; with two quantizers there are
+            ``levels ** 2`` steps along an axis.
+        vertex_shortcut: lead coordinates of vertices straight to their codes, and codes straight
+            to coordinates, beside the networks over faces, see ``VertexShortcut``.
+        vertex_consistent: average the logits of the corners that share a vertex, in the loss and
+            when codes are decoded, so that shared vertices of a mesh coincide.
 
     Raises:
         ValueError: options that do not go together.
@@ -161,9 +179,15 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         quads: bool = False,
         *,
         checkpoint_activations: bool = False,
+        quantizer: QuantizerKind | None = None,
+        fsq_levels: Sequence[int] = (32, 32, 16),
+        vertex_shortcut: bool = False,
+        vertex_consistent: bool = False,
     ) -> None:
         super().__init__()
-        check_options(coor_continuous_range, use_residual_lfq, checkpoint_quantizer, pad_id)
+        if quantizer is None:
+            quantizer = "lfq" if use_residual_lfq else "rvq"
+        check_options(coor_continuous_range, quantizer, checkpoint_quantizer, pad_id)
         self.num_vertices_per_face = nvf = 4 if quads else 3
         self.num_discrete_coors = num_discrete_coors
         self.coor_continuous_range = (
@@ -177,6 +201,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         self.bin_smooth_blur_sigma = bin_smooth_blur_sigma
         self.checkpoint_quantizer = checkpoint_quantizer
         self.checkpoint_activations = checkpoint_activations
+        self.vertex_consistent = vertex_consistent
 
         self._build_features(
             num_discrete={
@@ -196,14 +221,18 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         dim_encoded = encoder_dims_through_depth[-1]
         self.project_dim_codebook = nn.Linear(dim_encoded, dim_codebook * nvf)
         self.quantizer = build_quantizer(
+            quantizer,
             dim_codebook,
             num_quantizers=num_quantizers,
             codebook_size=codebook_size,
-            use_residual_lfq=use_residual_lfq,
             rq_kwargs=rq_kwargs,
             rvq_kwargs=rvq_kwargs,
             rlfq_kwargs=rlfq_kwargs,
             rvq_stochastic_sample_codes=rvq_stochastic_sample_codes,
+            fsq_levels=fsq_levels,
+        )
+        self.vertex_shortcut = (
+            VertexShortcut(dim_codebook, num_discrete_coors) if vertex_shortcut else None
         )
         self._build_decoder(
             dim_codebook * nvf, decoder_dims_through_depth, init_decoder_conv_kernel, resnet_dropout
@@ -349,11 +378,18 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
                 rvq_sample_codebook_temp=rvq_sample_codebook_temp,
                 num_vertices=vertices.shape[1],
                 skip_quantizer=skip_quantizer,
+                vertices=vertices,
             )
         if return_codes:
             return quantized.codes
 
-        logits = self.to_coor_logits(self.decode(quantized.quantized, face_mask))
+        logits = self._coordinate_logits(quantized.quantized, face_mask)
+        if self.vertex_consistent:
+            ids = rearrange(faces, "b nf nvf -> b nf nvf 1")
+            if not (self.training or skip_quantizer):
+                # as codes are decoded; while training, other vertices may still share them
+                ids = rearrange(quantized.codes, "b (nf nvf) q -> b nf nvf q", nf=faces.shape[1])
+            logits = average_over_corners(logits, ids, face_mask)
 
         if return_faces:
             bins = rearrange(logits.argmax(dim=-1), "b nf (nvf c) -> b nf nvf c", c=3)

@@ -9,12 +9,12 @@ from einops.layers.torch import Rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import ModuleList
-from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
 from meshgpt_pytorch.mesh import undiscretize
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_code_ids, check_is_positive, flatten_codes
+from meshgpt_pytorch.tokenizers.consistency import average_over_corners
 from meshgpt_pytorch.tokenizers.layers import (
     ResnetBlock,
     init_decoder_conv,
@@ -22,7 +22,8 @@ from meshgpt_pytorch.tokenizers.layers import (
     reorder_faces,
 )
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces, DiscreteFaces
-from meshgpt_pytorch.tokenizers.quantizer import require_initialized
+from meshgpt_pytorch.tokenizers.quantizer import Quantizer, require_initialized
+from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
 
@@ -38,7 +39,9 @@ class FaceDecoder(PartRunner):
     num_discrete_coors: int
     coor_continuous_range: tuple[float, float]
     pad_id: int
-    quantizer: ResidualLFQ | ResidualVQ
+    quantizer: Quantizer
+    vertex_shortcut: VertexShortcut | None
+    vertex_consistent: bool
     decoder_attn_blocks: ModuleList
 
     def _build_decoder(
@@ -87,6 +90,8 @@ class FaceDecoder(PartRunner):
         codes: Int[Tensor, "b *n"],
         face_mask: Bool[Tensor, "b nf"] | None = None,
         return_discrete_codes: bool = False,
+        *,
+        vertex_consistent: bool | None = None,
     ) -> DecodedFaces | DiscreteFaces:
         """Decode codes into face coordinates, in eval mode.
 
@@ -96,6 +101,8 @@ class FaceDecoder(PartRunner):
             face_mask: faces that exist; those whose codes all do, if not given. A face in the
                 mask may lack codes of some quantizers: they add nothing to its vertices.
             return_discrete_codes: return the bins of the coordinates too.
+            vertex_consistent: average the logits of corners with equal codes, which are one
+                vertex, so that they coincide; the autoencoder's own option by default.
 
         Returns:
             coordinates ``b nf nvf 3``, nan where padded, and the mask ``b nf``.
@@ -125,7 +132,7 @@ class FaceDecoder(PartRunner):
             bins = codes.new_zeros((*codes.shape[:2], nvf, 3))
         else:
             with evaluating(self):
-                bins = self._predict_bins(codes, face_mask)
+                bins = self._predict_bins(codes, face_mask, vertex_consistent)
 
         face_coords = self._coordinates_of_bins(bins, face_mask)
         if return_discrete_codes:
@@ -133,10 +140,12 @@ class FaceDecoder(PartRunner):
         return DecodedFaces(face_coords, face_mask)
 
     def _predict_bins(
-        self, codes: Int[Tensor, "b nf nvf q"], face_mask: Bool[Tensor, "b nf"]
+        self,
+        codes: Int[Tensor, "b nf nvf q"],
+        face_mask: Bool[Tensor, "b nf"],
+        vertex_consistent: bool | None,
     ) -> Int[Tensor, "b nf nvf 3"]:
         require_initialized(self.quantizer)
-        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
         # the quantizer's own mark for a code that adds nothing
         ids = codes.masked_fill(codes == self.pad_id, -1)
         quantized = self.quantizer.get_output_from_indices(
@@ -145,9 +154,20 @@ class FaceDecoder(PartRunner):
         quantized = rearrange(
             quantized, "b (nf nvf) d -> b nf (nvf d)", nvf=self.num_vertices_per_face
         )
-        decoded = self.decode(quantized, face_mask).masked_fill(no_face, 0.0)
-        bins = self.to_coor_logits(decoded).argmax(dim=-1)
-        return rearrange(bins, "b nf (nvf c) -> b nf nvf c", c=3)
+        logits = self._coordinate_logits(quantized, face_mask)
+        if self.vertex_consistent if vertex_consistent is None else vertex_consistent:
+            logits = average_over_corners(logits, ids, face_mask)
+        return rearrange(logits.argmax(dim=-1), "b nf (nvf c) -> b nf nvf c", c=3)
+
+    def _coordinate_logits(
+        self, quantized: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
+    ) -> Float[Tensor, "b nf c num_bins"]:
+        """Decode quantised faces; zeros, or what the shortcut makes of them, where padded."""
+        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
+        logits = self.to_coor_logits(self.decode(quantized, face_mask).masked_fill(no_face, 0.0))
+        if self.vertex_shortcut is None:
+            return logits
+        return self.vertex_shortcut.add_logits(logits, quantized)
 
     def _coordinates_of_bins(
         self, bins: Int[Tensor, "b nf nvf 3"], face_mask: Bool[Tensor, "b nf"]

@@ -4,21 +4,25 @@ Faces that share a vertex give it one feature, their mean, and so one tuple of c
 lets a language model copy a vertex instead of inventing it anew (MeshGPT, section 3.1).
 """
 
-from collections.abc import Mapping
-from math import ceil, log2
+from collections.abc import Mapping, Sequence
+from math import ceil, log2, prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
+from vector_quantize_pytorch import ResidualLFQ, ResidualSimVQ, ResidualVQ
 
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
+from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.lookup_free import factorize_entropy
 from meshgpt_pytorch.typing import typecheck
+
+QuantizerKind: TypeAlias = Literal["lfq", "rvq", "fsq", "simvq"]
+Quantizer: TypeAlias = ResidualLFQ | ResidualVQ | ResidualSimVQ | FiniteScalarQuantizer
 
 RQ_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -53,41 +57,44 @@ class QuantizedVertices(NamedTuple):
 
 
 def build_quantizer(
+    kind: QuantizerKind,
     dim: int,
     *,
     num_quantizers: int,
     codebook_size: int,
-    use_residual_lfq: bool,
     rq_kwargs: Mapping[str, Any],
     rvq_kwargs: Mapping[str, Any],
     rlfq_kwargs: Mapping[str, Any],
     rvq_stochastic_sample_codes: bool,
-) -> ResidualLFQ | ResidualVQ:
+    fsq_levels: Sequence[int],
+) -> Quantizer:
     """Build the residual quantizer of vertex features.
 
     Args:
+        kind: ``lfq``, lookup-free quantisation (Yu et al., arXiv 2310.05737); ``rvq``, a learned
+            codebook shared by all levels (Zeghidour et al., 2107.03312); ``fsq``, finite scalar
+            quantisation (Mentzer et al., 2309.15505); ``simvq``, fixed random codebooks behind a
+            learned linear map (Zhu et al., 2411.02038).
         dim: width of a vertex feature.
         num_quantizers: codes a vertex, D in the paper.
-        codebook_size: ids of a code; a power of two for lookup-free quantisation.
-        use_residual_lfq: lookup-free quantisation (Yu et al., 2310.05737), or else a learned
-            codebook shared by all levels (Zeghidour et al., 2107.03312).
-        rq_kwargs: options of both kinds.
+        codebook_size: ids of a code.
+        rq_kwargs: options of all kinds but ``fsq``, whose codes are never dropped.
         rvq_kwargs: options of ``ResidualVQ`` alone.
         rlfq_kwargs: options of ``ResidualLFQ`` alone.
         rvq_stochastic_sample_codes: sample codes by distance while training ``ResidualVQ``.
+        fsq_levels: digits of a code along each axis of ``fsq``.
 
     Returns:
         the quantizer module.
 
     Raises:
-        ValueError: a lookup-free codebook whose size is not a power of two.
+        ValueError: a codebook size that the kind cannot have.
     """
     check_is_positive(num_quantizers=num_quantizers, codebook_size=codebook_size)
-    if not use_residual_lfq:
+    sizes = {"dim": dim, "num_quantizers": num_quantizers, "codebook_size": codebook_size}
+    if kind == "rvq":
         return ResidualVQ(
-            dim=dim,
-            num_quantizers=num_quantizers,
-            codebook_size=codebook_size,
+            **sizes,
             shared_codebook=True,
             commitment_weight=1.0,
             rotation_trick=True,
@@ -95,6 +102,16 @@ def build_quantizer(
             **rvq_kwargs,
             **rq_kwargs,
         )
+    if kind == "simvq":
+        return ResidualSimVQ(**sizes, **rq_kwargs)
+    if kind == "fsq":
+        if prod(fsq_levels) != codebook_size:
+            raise ValueError(
+                f"codebook_size must be the product of fsq_levels {tuple(fsq_levels)}, "
+                f"{prod(fsq_levels)}, with quantizer='fsq', got {codebook_size}; pass "
+                f"codebook_size={prod(fsq_levels)}, or other levels"
+            )
+        return FiniteScalarQuantizer(dim, levels=fsq_levels, num_quantizers=num_quantizers)
     if codebook_size < 2 or not log2(codebook_size).is_integer():
         nearest = 2 ** max(1, ceil(log2(max(codebook_size, 2))))
         raise ValueError(
@@ -102,15 +119,8 @@ def build_quantizer(
             f"{codebook_size}; use {nearest}, or use_residual_lfq=False for a learned codebook of "
             "any size"
         )
-    quantizer = ResidualLFQ(
-        dim=dim,
-        num_quantizers=num_quantizers,
-        codebook_size=codebook_size,
-        commitment_loss_weight=1.0,
-        **rlfq_kwargs,
-        **rq_kwargs,
-    )
-    return factorize_entropy(quantizer)
+    lookup_free = ResidualLFQ(**sizes, commitment_loss_weight=1.0, **rlfq_kwargs, **rq_kwargs)
+    return factorize_entropy(lookup_free)
 
 
 @typecheck
@@ -171,13 +181,13 @@ def average_over_vertices(
     return features[:, :-1].to(corner_features.dtype), referenced[:, :-1]
 
 
-def require_initialized(quantizer: ResidualLFQ | ResidualVQ) -> None:
+def require_initialized(quantizer: Quantizer) -> None:
     """Refuse to read codes from a codebook that k-means has not filled yet.
 
     Raises:
         RuntimeError: the first training batch, which initialises the codebook, has not run.
     """
-    if isinstance(quantizer, ResidualLFQ) or quantizer.training:
+    if not isinstance(quantizer, ResidualVQ) or quantizer.training:
         return
     if not bool(quantizer.layers[0]._codebook.initted):
         raise RuntimeError(
@@ -188,7 +198,7 @@ def require_initialized(quantizer: ResidualLFQ | ResidualVQ) -> None:
 
 
 def quantize_vertices(
-    quantizer: ResidualLFQ | ResidualVQ,
+    quantizer: Quantizer,
     features: Float[Tensor, "b nv d"],
     referenced: Bool[Tensor, "b nv"],
     *,
@@ -202,7 +212,7 @@ def quantize_vertices(
         features: vertex features.
         referenced: True for the vertices that the codebook, its statistics and its losses see.
         sample_codebook_temp: temperature of stochastic codes (``ResidualVQ`` in training).
-        memory_checkpoint: recompute the quantizer in the backward pass (``ResidualLFQ``).
+        memory_checkpoint: recompute the quantizer in the backward pass; not for ``ResidualVQ``.
 
     Returns:
         quantised features, codes and commitment losses; rows not referenced are undefined while
@@ -216,11 +226,14 @@ def quantize_vertices(
     def run(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(quantizer, ResidualVQ):
             return quantizer(inputs, sample_codebook_temp=sample_codebook_temp)
+        if not isinstance(quantizer, ResidualLFQ):
+            return quantizer(inputs)
         # with a mask, even of ones, the library takes entropies vertex by vertex, as upstream does
         return quantizer(inputs, mask=torch.ones_like(inputs[..., 0], dtype=torch.bool))
 
     if not quantizer.training:
-        return QuantizedVertices(*run(features))
+        quantized, codes, commit_loss = run(features)
+        return QuantizedVertices(quantized, codes, torch.zeros_like(commit_loss))
 
     # places rather than a mask, which would have to be searched again in the backward pass
     inputs = rearrange(features[referenced.nonzero(as_tuple=True)], "n d -> 1 n d")

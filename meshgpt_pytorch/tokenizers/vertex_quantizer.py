@@ -1,18 +1,21 @@
 """Stage 4, second half: face features -> a quantised feature and codes for each vertex."""
 
+from functools import partial
+
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import Module
-from vector_quantize_pytorch import ResidualLFQ, ResidualVQ
 
 from meshgpt_pytorch.tokenizers.outputs import QuantizedFaces
 from meshgpt_pytorch.tokenizers.quantizer import (
     QuantizedVertices,
+    Quantizer,
     average_over_vertices,
     quantize_vertices,
 )
+from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
 
@@ -27,7 +30,9 @@ class VertexQuantizer(Module):
     pad_id: int
     checkpoint_quantizer: bool
     project_dim_codebook: nn.Linear
-    quantizer: ResidualLFQ | ResidualVQ
+    quantizer: Quantizer
+    vertex_shortcut: VertexShortcut | None
+    discretize_face_coords: partial[Tensor]
 
     @typecheck
     def quantize(
@@ -40,6 +45,7 @@ class VertexQuantizer(Module):
         rvq_sample_codebook_temp: float | int = 1.0,
         num_vertices: int | None = None,
         skip_quantizer: bool = False,
+        vertices: Float[Tensor, "b nv 3"] | None = None,
     ) -> QuantizedFaces:
         """Average face features over shared vertices and quantise the vertices.
 
@@ -52,17 +58,29 @@ class VertexQuantizer(Module):
             num_vertices: more than the highest index in ``faces``; read from it if not given,
                 which waits for the device.
             skip_quantizer: hand the averaged features on as they are; all codes are padding.
+            vertices: coordinates, which an autoencoder with ``vertex_shortcut`` needs.
 
         Returns:
             quantised faces, codes in the order of the corners, and commitment losses.
+
+        Raises:
+            ValueError: no vertices for an autoencoder with ``vertex_shortcut``.
         """
         if num_vertices is None:
-            num_vertices = int(faces.amax()) + 1
+            num_vertices = int(faces.amax()) + 1 if vertices is None else vertices.shape[1]
         features, referenced = self._average(face_embed, faces, face_mask, num_vertices)
+        if self.vertex_shortcut is not None:
+            if vertices is None:
+                raise ValueError(
+                    "quantize needs the coordinates of vertices with vertex_shortcut=True, got "
+                    "None; pass vertices="
+                )
+            bins = self.discretize_face_coords(vertices)
+            features = self.vertex_shortcut.add_coordinates(features, bins)
         if skip_quantizer:
-            vertices = self._unquantized(features)
+            quantized = self._unquantized(features)
         else:
-            vertices = quantize_vertices(
+            quantized = quantize_vertices(
                 self.quantizer,
                 features,
                 referenced,
@@ -73,16 +91,16 @@ class VertexQuantizer(Module):
         no_face = ~rearrange(face_mask, "b nf -> b nf 1")
         corner = rearrange(faces.masked_fill(no_face, 0).long(), "b nf nvf -> b (nf nvf)")
         row = rearrange(torch.arange(len(faces), device=faces.device), "b -> b 1")
-        quantized = rearrange(
-            vertices.quantized[row, corner],
+        quantized_faces = rearrange(
+            quantized.quantized[row, corner],
             "b (nf nvf) d -> b nf (nvf d)",
             nvf=self.num_vertices_per_face,
         )
-        codes = vertices.codes[row, corner].masked_fill(
+        codes = quantized.codes[row, corner].masked_fill(
             ~repeat(face_mask, "b nf -> b (nf nvf) 1", nvf=self.num_vertices_per_face),
             self.pad_id if pad_id is None else pad_id,
         )
-        return QuantizedFaces(quantized, codes, vertices.commit_loss)
+        return QuantizedFaces(quantized_faces, codes, quantized.commit_loss)
 
     def _average(
         self,

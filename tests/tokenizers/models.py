@@ -37,14 +37,27 @@ PLAIN_RVQ = {
     "rvq_stochastic_sample_codes": False,
 }
 
+FSQ = {"quantizer": "fsq", "fsq_levels": (8, 4, 2)}
+
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "lfq": {},
     "lfq, attention": ATTENTION,
     "rvq": PLAIN_RVQ,
     "rvq, attention": {**PLAIN_RVQ, **ATTENTION},
+    "simvq": {"quantizer": "simvq"},
+    "fsq": FSQ,
+    "fsq, shortcut": {**FSQ, "vertex_shortcut": True},
+    "fsq, shortcut, consistent": {**FSQ, "vertex_shortcut": True, "vertex_consistent": True},
+    "lfq, consistent": {"vertex_consistent": True},
     "quads": {"quads": True},
     "quads, attention": {"quads": True, **ATTENTION},
     "quads, rvq": {"quads": True, **PLAIN_RVQ},
+    "quads, fsq, shortcut, consistent": {
+        "quads": True,
+        **FSQ,
+        "vertex_shortcut": True,
+        "vertex_consistent": True,
+    },
 }
 
 
@@ -60,6 +73,10 @@ def tiny_autoencoder(kind: str = "lfq", **options: Any) -> MeshAutoencoder:
             conv.lin_l.bias.zero_()
         for weight in autoencoder.encoder_attn_blocks.parameters():
             weight.mul_(0.5)
+        # closed, the gates would hide what the networks compute
+        if autoencoder.vertex_shortcut is not None:
+            autoencoder.vertex_shortcut.encoder_gate.fill_(1.0)
+            autoencoder.vertex_shortcut.decoder_gate.fill_(1.0)
     return autoencoder
 
 

