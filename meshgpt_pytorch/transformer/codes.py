@@ -41,7 +41,7 @@ class MeshCodes:
         """Turn codes of this model back into faces.
 
         Args:
-            codes: ``b n``, ``b n q`` or one ``n q``, with this model's ``pad_id``.
+            codes: ``b n`` or ``b n q``, with this model's ``pad_id``; one mesh as ``codes[None]``.
 
         Returns:
             face coordinates ``b nf nvf 3``, nan where padded, and face mask ``b nf``.

@@ -1,10 +1,8 @@
 """Stage 6 of the flow: text, a prompt or nothing -> codes, and with the autoencoder faces."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -20,42 +18,29 @@ from meshgpt_pytorch.transformer.codes import MeshCodes
 from meshgpt_pytorch.transformer.conditioning import match_batch
 from meshgpt_pytorch.transformer.guidance import check_guidance
 from meshgpt_pytorch.transformer.prediction import CodeModel, choose_predictor
+from meshgpt_pytorch.transformer.sampling import Sampling
+from meshgpt_pytorch.transformer.step_linear import Precision
 from meshgpt_pytorch.transformer.text import EncodedText
 from meshgpt_pytorch.typing import typecheck
 
 NO_KWARGS: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next code is drawn from its logits.
+class GeneratedFace(NamedTuple):
+    """A face that has just been generated.
 
-    filter_logits_fn, filter_kwargs: what is drawn from: logits ``b c`` -> logits ``b c``.
-    temperature: divides the logits; 0 takes the highest.
-    generator: source of randomness.
+    row: which mesh of the batch.
+    face: which face of the mesh, those of its prompt counted.
+    codes: ``nvf q``, the codes of the face, which are final.
+    mesh_codes: ``n q``, the codes of the mesh up to and with the face.
+        ``model.detokenize(mesh_codes[None])`` turns them into coordinates. It looks at faces before
+        and behind, so that the last faces may still move.
     """
 
-    filter_logits_fn: Callable[..., Tensor]
-    filter_kwargs: Mapping[str, Any]
-    temperature: float
-    generator: torch.Generator | None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < inf:
-            raise ValueError(
-                f"temperature must be 0 or more, and finite, got {self.temperature}; 0 takes the "
-                "likeliest code"
-            )
-
-    def draw(self, logits: Float[Tensor, "b c"]) -> Int[Tensor, " b"]:
-        """Draw an id for each row."""
-        logits = self.filter_logits_fn(logits, **self.filter_kwargs)
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        # the highest logit is moved to 0, lest a low temperature make it infinite
-        logits = logits - logits.amax(dim=-1, keepdim=True)
-        probabilities = (logits / self.temperature).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
+    row: int
+    face: int
+    codes: Int[Tensor, "nvf q"]
+    mesh_codes: Int[Tensor, "n q"]
 
 
 class MeshGeneration(CodeModel, MeshCodes):
@@ -87,6 +72,9 @@ class MeshGeneration(CodeModel, MeshCodes):
         rescale_phi: float | int = 0.0,
         generator: torch.Generator | None = None,
         progress: bool = True,
+        dtype: torch.dtype | None = None,
+        quantize: str | None = None,
+        on_face: Callable[[GeneratedFace], Any] | None = None,
     ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
         """Sample meshes, in eval mode; each part's own mode returns afterwards.
 
@@ -112,6 +100,10 @@ class MeshGeneration(CodeModel, MeshCodes):
             remove_parallel_component, keep_parallel_frac, rescale_phi: see ``guided_logits``.
             generator: source of randomness, on the model's device.
             progress: show a progress bar.
+            dtype: what to keep the weights in meanwhile: torch.bfloat16, or torch.float16, which on
+                the CPU is closer and for few meshes faster; all between products stays in float32.
+            quantize: 'int8' keeps them in 8 bits, on the CPU.
+            on_face: called with each face as soon as its codes are drawn, mesh by mesh.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
@@ -120,9 +112,12 @@ class MeshGeneration(CodeModel, MeshCodes):
         Raises:
             ValueError: a prompt that is too long, padded or not of this codebook; texts missing,
                 twice given or of another batch size; a temperature below 0; a limit that the model
-                does not have; guidance below 1.
+                does not have; guidance below 1; a precision that the device, or the options of the
+                decoders, do not have.
+            RuntimeError: int8 where torch has no kernels for it.
         """
         sampling = Sampling(filter_logits_fn, filter_kwargs, float(temperature), generator)
+        precision = Precision(dtype, quantize)
         limit = self._limit_of(max_seq_len)
         text = self._read_text(texts, text_embeds, text_encodings, text_mask)
         start = self._start_of(prompt, batch_size, text, limit)
@@ -140,8 +135,10 @@ class MeshGeneration(CodeModel, MeshCodes):
                 limit,
                 sampling,
                 guidance,
+                precision,
                 with_cache=cache_kv,
                 progress=progress,
+                on_face=on_face,
             )
         if return_codes:
             return rearrange(codes, "b (n q) -> b n q", q=self.num_quantizers)
@@ -213,43 +210,67 @@ class MeshGeneration(CodeModel, MeshCodes):
         limit: int,
         sampling: Sampling,
         guidance: Mapping[str, Any],
+        precision: Precision,
         *,
         with_cache: bool,
         progress: bool,
+        on_face: Callable[[GeneratedFace], Any] | None,
     ) -> Int[Tensor, "b n"]:
         """Draw codes until every mesh has ended; cut behind the last whole face of any."""
         batch, length = start.shape
-        codes = start.new_full((batch, limit), self.pad_id)
+        per_face = self.num_codes_per_face
+        codes = start.new_zeros(batch, limit)
         codes[:, :length] = start
-        ended = torch.zeros(batch, dtype=torch.bool, device=start.device)
+        # where each mesh ends: what is drawn behind it becomes padding at last
+        ends = torch.full((batch,), limit, device=start.device)
         # meshes that are still predicted; those that have ended are left out by and by
         rows = torch.arange(batch, device=start.device)
-        predictor = choose_predictor(self, text, guidance, with_cache=with_cache)
+        predictor = choose_predictor(self, text, guidance, precision, with_cache=with_cache)
         bar = tqdm(
             range(length, limit), desc="generate", unit="code", disable=not progress, leave=False
         )
         for position in bar:
-            can_end = position > 0 and position % self.num_codes_per_face == 0
-            logits = predictor.predict(codes[rows, :position]).float()
-            if len(rows) < batch:
-                logits = logits.new_zeros(batch, logits.shape[1]).index_copy(0, rows, logits)
+            can_end = position > 0 and position % per_face == 0
+            logits = predictor.predict(codes[:, :position]).float()
             if not can_end:
-                logits = exclude_id(logits, self.eos_token_id)
-            drawn = sampling.draw(logits)
+                logits[:, self.eos_token_id] = -torch.finfo(logits.dtype).max
+            drawn = draw_rows(sampling, logits, rows, batch)
+            codes[:, position].index_copy_(0, rows, drawn)
             # eos can only be drawn where a face ends, so rows need looking at there alone
             if can_end:
-                ended |= drawn == self.eos_token_id
-                left = (~ended[rows]).nonzero()[:, 0]
+                ends_now = torch.where(drawn == self.eos_token_id, position, limit)
+                ends[rows] = ends[rows].minimum(ends_now)
+                left = (ends[rows] > position).nonzero()[:, 0]
                 if len(left) == 0:
-                    return codes[:, :position]
-                if len(left) <= len(rows) // 2 and predictor.select(left):
+                    codes = codes[:, :position]
+                    break
+                if len(left) <= len(rows) // 2:
+                    predictor.select(left)
                     rows = rows[left]
-            codes[:, position] = drawn.masked_fill(ended, self.pad_id)
-        return codes
+            if on_face is not None and (position + 1) % per_face == 0:
+                self._report_faces(codes[:, : position + 1], ends > position, on_face)
+        positions = torch.arange(codes.shape[1], device=codes.device)
+        return codes.masked_fill(positions >= ends[:, None], self.pad_id)
+
+    def _report_faces(
+        self,
+        codes: Int[Tensor, "b n"],
+        is_growing: Bool[Tensor, " b"],
+        on_face: Callable[[GeneratedFace], Any],
+    ) -> None:
+        """Hand on the last face of each mesh that goes on."""
+        num_faces = codes.shape[1] // self.num_codes_per_face
+        for row in is_growing.nonzero()[:, 0].tolist():
+            mesh_codes = rearrange(codes[row].clone(), "(n q) -> n q", q=self.num_quantizers)
+            face_codes = mesh_codes[-self.num_vertices_per_face :]
+            on_face(GeneratedFace(row, num_faces - 1, face_codes, mesh_codes))
 
 
-def exclude_id(logits: Float[Tensor, "b c"], excluded: int) -> Float[Tensor, "b c"]:
-    """Make an id impossible to draw."""
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    impossible: Bool[Tensor, " c"] = ids == excluded
-    return logits.masked_fill(impossible, -torch.finfo(logits.dtype).max)
+def draw_rows(
+    sampling: Sampling, logits: Float[Tensor, "rows c"], rows: Int[Tensor, " rows"], batch: int
+) -> Int[Tensor, " rows"]:
+    """Draw an id for each row that is left of a batch."""
+    if len(rows) == batch or sampling.takes_each_row_alone:
+        return sampling.draw(logits)
+    whole = logits.new_zeros(batch, logits.shape[1]).index_copy(0, rows, logits)
+    return sampling.draw(whole)[rows]

@@ -35,9 +35,15 @@ class FiLM(Module):
     def forward(
         self, x: Float[Tensor, "b n d_out"], condition: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b n d_out"]:
-        gamma = rearrange(self.to_gamma(condition), "b d -> b 1 d").tanh()
-        beta = rearrange(self.to_beta(condition), "b d -> b 1 d").tanh()
-        return x * (1 + self.gamma_mult * gamma) + beta * self.beta_mult
+        scale, shift = self.scale_and_shift(rearrange(condition, "b d -> b 1 d"))
+        return x * scale + shift
+
+    def scale_and_shift(
+        self, condition: Float[Tensor, "*b d"]
+    ) -> tuple[Float[Tensor, "*b d_out"], Float[Tensor, "*b d_out"]]:
+        """Return what a condition multiplies features by, and what it adds to them."""
+        gamma, beta = self.to_gamma(condition).tanh(), self.to_beta(condition).tanh()
+        return 1 + self.gamma_mult * gamma, beta * self.beta_mult
 
 
 class GateLoop(SimpleGateLoopLayer):

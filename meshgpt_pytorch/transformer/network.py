@@ -157,12 +157,34 @@ class TwoStageNetwork(Module):
         logits = self.to_logits(attended[:, : fine.shape[1]])
         if not with_cache:
             return logits, None
-
-        num_codes = codes.shape[1]
-        complete = num_codes // self.num_codes_per_face * self.num_codes_per_face
-        _, fine_cache = self._run_fine(fine[:, complete:], text, pooled)
-        cache = TransformerCache(num_codes, tokens[:, complete:], fine=fine_cache, **caches)
+        _, cache = self._end_in_cache(tokens, fine, caches, text, pooled)
         return logits, cache
+
+    def _predict_last(
+        self,
+        codes: Int[Tensor, "b n"],
+        text: EncodedText | None,
+        pooled: Float[Tensor, "b d_text"] | None,
+    ) -> tuple[Float[Tensor, "b num_ids"], TransformerCache]:
+        """Predict the code after a sequence in one pass, without the logits of those before."""
+        tokens, fine, caches = self._read_all(codes, text, pooled)
+        attended, cache = self._end_in_cache(tokens, fine, caches, text, pooled)
+        return self.to_logits(attended[:, -1]), cache
+
+    def _end_in_cache(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        fine: Float[Tensor, "b n_plus_one d_fine"],
+        caches: dict[str, Any],
+        text: EncodedText | None,
+        pooled: Float[Tensor, "b d_text"] | None,
+    ) -> tuple[Float[Tensor, "b j_plus_one d_fine"], TransformerCache]:
+        """Run the last face, of j codes, through the fine stage; gather what a next code needs."""
+        num_codes = tokens.shape[1]
+        complete = num_codes // self.num_codes_per_face * self.num_codes_per_face
+        attended, fine_cache = self._run_fine(fine[:, complete:], text, pooled)
+        cache = TransformerCache(num_codes, tokens[:, complete:], fine=fine_cache, **caches)
+        return attended, cache
 
     def _loss_of_all(
         self, labels: Int[Tensor, "b n"], text: EncodedText | None

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from meshgpt_pytorch.transformer.conditioning import TextConditioning
 from meshgpt_pytorch.transformer.guidance import guided_logits
-from meshgpt_pytorch.transformer.layers import GateLoopBlock, GateLoopCache
 from meshgpt_pytorch.transformer.network import TransformerCache, TwoStageNetwork
-from meshgpt_pytorch.transformer.stepping import DecoderStep, can_step, step_gateloop
-from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
+from meshgpt_pytorch.transformer.network_step import NetworkStep
+from meshgpt_pytorch.transformer.step_linear import Precision, linears_of
+from meshgpt_pytorch.transformer.step_support import can_step
+from meshgpt_pytorch.transformer.text import EncodedText
 
 
 class CodeModel(TwoStageNetwork, TextConditioning):
@@ -24,26 +24,45 @@ class CodeModel(TwoStageNetwork, TextConditioning):
 
 
 class Predictor(Protocol):
-    """Predicts the code after the last."""
+    """Predicts the code after the last, for the rows of a batch that are selected: all at first."""
 
-    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b c"]:
-        """Return logits of the code after ``codes``, which go on from the call before."""
+    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "rows c"]:
+        """Return logits of the code after ``codes``, one more in each call than in that before."""
 
-    def select(self, rows: Int[Tensor, " rows"]) -> bool:
-        """Go on with some rows of the batch; return False if that cannot be done."""
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Go on with some rows of those that are selected."""
 
 
 def choose_predictor(
-    model: CodeModel, text: EncodedText | None, guidance: Mapping[str, Any], *, with_cache: bool
+    model: CodeModel,
+    text: EncodedText | None,
+    guidance: Mapping[str, Any],
+    precision: Precision,
+    *,
+    with_cache: bool,
 ) -> Predictor:
-    """Choose the quickest way to predict that is exact for a model's options."""
+    """Choose the quickest way to predict that is exact for a model's options.
+
+    Raises:
+        ValueError: a precision for a model that only its modules can run.
+    """
+    precision.check_model(model.device, model.token_embed.weight.dtype)
     if with_cache and can_step(model.decoder) and can_step(model.fine_decoder):
-        return SteppingPredictor(model, text, guidance)
+        return SteppingPredictor(model, text, guidance, precision)
+    if not precision.is_that_of_the_weights:
+        raise ValueError(
+            "dtype and quantize need cache_kv=True and decoder options that can be stepped, got "
+            f"{f'{precision}' if with_cache else 'cache_kv=False'}; leave them out, or cast the "
+            "model itself with model.to(dtype)"
+        )
     return ModulePredictor(model, text, guidance, with_cache=with_cache and model.can_cache)
 
 
 class ModulePredictor:
-    """Predict with the modules as they are, with their cache or over the whole sequence."""
+    """Predict with the modules as they are, with their cache or over the whole sequence.
+
+    All rows are run to the end: the caches of the modules are not cut.
+    """
 
     def __init__(
         self,
@@ -58,19 +77,20 @@ class ModulePredictor:
         self.guidance = guidance
         self.with_cache = with_cache
         self.caches: Any = (None, None)
+        self.rows: Tensor | None = None
 
-    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b c"]:
+    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "rows c"]:
         """Return logits of the code after ``codes``."""
         inputs = {"codes": codes, "text": self.text, "with_cache": self.with_cache}
         logits, caches = guided_logits(
             self.model, type(self.model)._logits, inputs, caches=self.caches, **self.guidance
         )
         self.caches = caches if self.with_cache else self.caches
-        return logits[:, -1]
+        return logits[:, -1] if self.rows is None else logits[self.rows, -1]
 
-    def select(self, rows: Int[Tensor, " rows"]) -> bool:
-        """Return False: the caches of the modules are not cut."""
-        return False
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Return some rows of those that are selected."""
+        self.rows = rows if self.rows is None else self.rows[rows]
 
 
 class SteppingPredictor:
@@ -80,7 +100,11 @@ class SteppingPredictor:
     """
 
     def __init__(
-        self, model: CodeModel, text: EncodedText | None, guidance: Mapping[str, Any]
+        self,
+        model: CodeModel,
+        text: EncodedText | None,
+        guidance: Mapping[str, Any],
+        precision: Precision,
     ) -> None:
         self.model = model
         self.guidance = guidance
@@ -89,102 +113,47 @@ class SteppingPredictor:
             dropped = EncodedText(text.embeddings, torch.zeros_like(text.mask))
             text = EncodedText(*(torch.cat(pair) for pair in zip(text, dropped, strict=True)))
         self.text = text
-        self.pooled = None if text is None else masked_mean(*text)
-        self.num_codes = -1
+        device_type = model.device.type
+        self.autocasts = torch.is_autocast_enabled(device_type)
+        is_double = model.token_embed.weight.dtype == torch.float64
+        if self.autocasts and precision.is_that_of_the_weights and not is_double:
+            precision = Precision(torch.get_autocast_dtype(device_type))
+        self.linears = linears_of(model, precision)
+        self.network: NetworkStep | None = None
+        self.rows: Tensor | None = None
 
-    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b c"]:
-        """Return logits of the code after ``codes``, which are one more than in the call before."""
-        copies = 2 if self.is_guided else 1
-        if self.num_codes < 0:
-            logits = self._read(codes.repeat(copies, 1))
+    def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "rows c"]:
+        """Return logits of the code after ``codes``."""
+        if self.network is None:
+            first = torch.cat((codes, codes)) if self.is_guided else codes
+            self.network = NetworkStep(self.model, first, self.text, self.linears)
+            logits = self.network.logits
         else:
-            assert codes.shape[1] == self.num_codes + 1, "codes come one by one"
-            logits = self._step(codes[:, -1].repeat(copies))
+            logits = self._step(self.network, codes[:, -1])
         if not self.is_guided:
             return logits
         halves = {"halves": logits.chunk(2)}
         guided: Any = guided_logits(self.model, take_half, halves, **self.guidance)
         return guided[:, 0]
 
-    def _read(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "b c"]:
-        """Run the model over all codes, and go on from what it remembers."""
-        model, text = self.model, self.text
-        logits, cache = model._predict_all(codes, text, with_cache=True)
-        assert cache is not None, "a cache was asked for"
-        self.num_rows, self.num_codes = codes.shape
-        self.face_codes = list(cache.face_codes.unbind(dim=1))
-        mask = None if text is None else text.mask
-        condition = self.pooled if model.coarse_adaptive_rmsnorm else None
-        self.coarse = DecoderStep(
-            model.decoder, cache.coarse, context_mask=mask, condition=condition
-        )
-        self.fine = DecoderStep(model.fine_decoder, cache.fine, context_mask=mask)
-        self.gateloops = {
-            "coarse": GateLoopStep(model.coarse_gateloop_block, cache.coarse_gateloop),
-            "post": GateLoopStep(model.coarse_post_gateloop_block, cache.coarse_post_gateloop),
-            "fine": GateLoopStep(model.fine_gateloop_block, cache.fine_gateloop),
-        }
-        return logits[:, -1]
+    def _step(self, network: NetworkStep, code: Int[Tensor, " b"]) -> Float[Tensor, "rows c"]:
+        code = code if self.rows is None else code[self.rows]
+        code = torch.cat((code, code)) if self.is_guided else code
+        if not self.autocasts:
+            return network.step(code)
+        # the precision of the step says what its products are computed in
+        with torch.autocast(self.model.device.type, enabled=False):
+            return network.step(code)
 
-    def _step(self, code: Int[Tensor, " b"]) -> Float[Tensor, "b c"]:
-        """Run one more code of each row."""
-        model = self.model
-        token = model._embed_codes(code[:, None], start=self.num_codes)[:, 0]
-        self.num_codes += 1
-        self.face_codes.append(token)
-        if len(self.face_codes) == model.num_codes_per_face:
-            face = model.to_face_tokens(torch.cat(self.face_codes, dim=-1))
-            self.face_codes = []
-            self.fine.restart()
-            fine = model.maybe_project_coarse_to_fine(self._step_coarse(face))
-        else:
-            fine = model.maybe_project_tokens_to_fine(token)
-
-        fine = self.gateloops["fine"](fine)
-        if model.text_fine_film_cond is not None:
-            fine = model.text_fine_film_cond(fine[:, None], self.pooled)[:, 0]
-        return model.to_logits(self.fine.step(fine))
-
-    def _step_coarse(self, face: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Run one more face of each row through the coarse stage."""
-        if self.model.text_coarse_film_cond is not None:
-            face = self.model.text_coarse_film_cond(face[:, None], self.pooled)[:, 0]
-        return self.gateloops["post"](self.coarse.step(self.gateloops["coarse"](face)))
-
-    def select(self, rows: Int[Tensor, " rows"]) -> bool:
-        """Go on with some rows of the batch."""
+    def select(self, rows: Int[Tensor, " rows"]) -> None:
+        """Go on with some rows of those that are selected."""
+        assert self.network is not None, "rows are selected after a prediction"
         if self.is_guided:
-            rows = torch.cat((rows, rows + self.num_rows // 2))
-        self.num_rows = len(rows)
-        self.face_codes = [token[rows] for token in self.face_codes]
-        self.pooled = None if self.pooled is None else self.pooled[rows]
-        self.coarse.select(rows)
-        self.fine.select(rows)
-        for gateloop in self.gateloops.values():
-            gateloop.select(rows)
-        return True
-
-
-class GateLoopStep:
-    """A block of gate loops one token at a time; without a block, the token as it is."""
-
-    def __init__(self, block: GateLoopBlock | None, cache: GateLoopCache | None) -> None:
-        self.layers = [] if block is None else list(block.gateloops)
-        # the state of each row and feature is a row of its own there
-        self.states = [
-            rearrange(state, "(b d) 1 -> b d", d=layer.dim)
-            for layer, (_, state) in zip(self.layers, cache or (), strict=True)
-        ]
-
-    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        for index, layer in enumerate(self.layers):
-            out, self.states[index] = step_gateloop(layer, x, self.states[index])
-            x = x + out
-        return x
-
-    def select(self, rows: Tensor) -> None:
-        """Keep some rows of the batch."""
-        self.states = [state[rows] for state in self.states]
+            num_rows = len(self.network.face_codes) // 2
+            self.network.select(torch.cat((rows, rows + num_rows)))
+        else:
+            self.network.select(rows)
+        self.rows = rows if self.rows is None else self.rows[rows]
 
 
 def take_half(

@@ -1,187 +1,57 @@
-"""A decoder one token at a time, with the arithmetic and without the generality.
+"""Decoders and gate loops one token at a time, with the arithmetic and without the generality.
 
 ``x_transformers.Decoder`` builds its keys and values anew at each token: it concatenates the cache,
 repeats the memory keys, and looks at some hundred options. A step here reads the weights of the
-same modules into one matrix a layer, writes keys and values where they belong in a buffer that
-doubles when it is full, and asks no questions. It computes what the module computes;
-``can_step`` says for which options.
+same modules, writes keys and values where they belong in a buffer, and asks no questions. It
+computes what the module computes; ``step_support.can_step`` says for which options. One token of
+each row is ``b d``; between products it is in float32, or wider if the weights are.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import Module
 from x_transformers import Decoder
 from x_transformers.x_transformers import (
+    GLU,
     AdaptiveRMSNorm,
     Attention,
     FeedForward,
     LayerIntermediates,
     LayerNorm,
-    Residual,
     RMSNorm,
 )
 
-NORMS = (AdaptiveRMSNorm, LayerNorm, RMSNorm)
+from meshgpt_pytorch.transformer.key_values import KeyValues
+from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
+from meshgpt_pytorch.transformer.step_linear import StepLinear, StepLinears, step_dtype
 
-# parts of a decoder and of its attention that a step leaves out, so that they must not be there
-DECODER_EXTRAS = (
-    "rotary_pos_emb",
-    "polar_pos_emb",
-    "rel_pos",
-    "residual_attn",
-    "cross_residual_attn",
-    "post_branch_fn_needs_condition",
-    "softclamp_output",
-    "unet_skips",
-    "reinject_input",
-)
-ATTENTION_EXTRAS = (
-    "max_attend_past",
-    "use_latent_q",
-    "use_latent_kv",
-    "qkv_receive_diff_residuals",
-    "laser",
-    "to_v_gate",
-    "to_output_gate",
-    "to_v_head_gate",
-    "qk_norm",
-    "q_rmsnorm",
-    "k_rmsnorm",
-    "value_rmsnorm",
-    "data_dependent_alibi",
-    "rel_proj_pos_bias",
-    "head_scale",
-    "orthog_projected_values",
-    "orthog_projected_values_per_head",
-    "hybrid_module",
-    "sublayer_dropout",
-)
-ATTEND_EXTRAS = (
-    "inverted_attention",
-    "pre_softmax_talking_heads",
-    "post_softmax_talking_heads",
-    "pre_scale_post_talking_heads",
-    "selective",
-    "cog_signed",
-    "l2_distance",
-    "add_zero_kv",
-    "head_learned_sink",
-    "softclamp_logits",
-    "cope",
-    "flash_pack_seq",
-    "sparse_topk",
-)
-
-
-def has_none(module: Module, names: tuple[str, ...]) -> bool:
-    """Tell whether none of these options of a module is switched on."""
-    return not any(isinstance(v := getattr(module, n, None), Module) or v for n in names)
-
-
-def can_step(decoder: Decoder) -> bool:
-    """Tell whether a step of this module computes what a decoder of these options does."""
-    is_plain = decoder.num_residual_streams == 1 and has_none(decoder, DECODER_EXTRAS)
-    if not is_plain or type(decoder.final_norm) not in NORMS:
-        return False
-    extras = (*decoder.layer_integrators, *decoder.skip_combines)
-    return all(part is None for part in extras) and all(map(can_step_layer, decoder.layers))
-
-
-def can_step_layer(layer: Any) -> bool:
-    """Tell whether a step knows all that one layer of a decoder does."""
-    (pre_norm, post_branch_norm, post_main_norm), block, residual = layer
-    if post_branch_norm is not None or post_main_norm is not None:
-        return False
-    if type(pre_norm) not in NORMS or type(residual) is not Residual:
-        return False
-    if residual.residual_scale is not None or residual.scale_residual_constant != 1:
-        return False
-    if isinstance(block, FeedForward):
-        return True
-    if not isinstance(block, Attention) or block.kv_heads != block.heads:
-        return False
-    is_linear = isinstance(block.to_out, nn.Linear)
-    # without a learned key, a row whose text was dropped would attend to nothing
-    is_finite = block.causal or block.num_mem_kv > 0
-    has_extras = not (has_none(block, ATTENTION_EXTRAS) and has_none(block.attend, ATTEND_EXTRAS))
-    return is_linear and is_finite and not has_extras
-
-
-@dataclass
-class KeyValues:
-    """Keys and values of one layer: learned ones first, then those of the tokens seen.
-
-    keys, values: ``b h capacity d_head``; the first ``length`` are there.
-    mask: ``b 1 1 length``, True where attention may look; None is everywhere.
-    """
-
-    keys: Float[Tensor, "b h capacity d_head"]
-    values: Float[Tensor, "b h capacity d_head"]
-    length: int
-    mask: Bool[Tensor, "b 1 1 length"] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        attention: Attention,
-        cached: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "b n"] | None = None,
-    ) -> "KeyValues":
-        """Copy a cache of the module, with its learned keys and values in front."""
-        keys, values = cached
-        if attention.num_mem_kv > 0:
-            learned = (attention.mem_k, attention.mem_v)
-            parts = [repeat(each, "h n d -> b h n d", b=len(keys)).to(keys) for each in learned]
-            keys, values = torch.cat((parts[0], keys), 2), torch.cat((parts[1], values), 2)
-        if mask is not None:
-            mask = F.pad(mask, (attention.num_mem_kv, 0), value=True)
-            mask = rearrange(mask, "b n -> b 1 1 n")
-        return cls(keys, values, keys.shape[2], mask)
-
-    def append(self, key: Float[Tensor, "b h d_head"], value: Float[Tensor, "b h d_head"]) -> None:
-        """Write the key and value of one more token, into a buffer twice the size if need be."""
-        if self.length == self.keys.shape[2]:
-            grow = (0, 0, 0, max(self.length, 8))
-            self.keys, self.values = F.pad(self.keys, grow), F.pad(self.values, grow)
-        self.keys[:, :, self.length] = key
-        self.values[:, :, self.length] = value
-        self.length += 1
-
-    def attend(self, query: Float[Tensor, "b h d_head"]) -> Float[Tensor, "b h d_head"]:
-        """Attend from one token to all that are there."""
-        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        out = F.scaled_dot_product_attention(query[:, :, None], keys, values, attn_mask=self.mask)
-        return out[:, :, 0]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep some rows of the batch."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+TokenStep = Callable[[Float[Tensor, "b d"]], Float[Tensor, "b d"]]
 
 
 class NormStep:
-    """A norm whose gain is known: learned, or made from a condition that stays."""
+    """A norm of a decoder or a gate loop, its gain known: learned, or of a condition that stays."""
 
-    def __init__(self, norm: Any, condition: Float[Tensor, "b d"] | None) -> None:
+    def __init__(self, norm: Any, condition: Float[Tensor, "b d"] | None = None) -> None:
         self.is_layer_norm = isinstance(norm, LayerNorm)
         self.is_conditioned = isinstance(norm, AdaptiveRMSNorm)
-        if isinstance(norm, AdaptiveRMSNorm):
-            self.gain = norm.scale * (norm.to_gamma(condition) + 1)
-        elif isinstance(norm, LayerNorm):
-            self.gain = norm.gamma + float(norm.unit_offset)
+        if self.is_conditioned:
+            gain = norm.scale * (norm.to_gamma(condition) + 1)
+        elif self.is_layer_norm:
+            gain = norm.gamma + float(norm.unit_offset)
+        elif isinstance(norm, RMSNorm):
+            gain = norm.scale * (norm.g + float(norm.unit_offset))
         else:
-            self.gain = norm.scale * (norm.g + float(norm.unit_offset))
+            gain = norm.scale * norm.gamma
+        self.gain = gain.to(step_dtype(gain.dtype))
 
     def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         if self.is_layer_norm:
-            return F.layer_norm(x, x.shape[-1:]) * self.gain
-        return F.normalize(x, dim=-1) * self.gain
+            return torch.layer_norm(x, self.gain.shape, self.gain)
+        return normalize(x) * self.gain
 
     def select(self, rows: Tensor) -> None:
         """Keep some rows of the batch."""
@@ -189,20 +59,130 @@ class NormStep:
             self.gain = self.gain[rows]
 
 
-@dataclass
-class LayerStep:
-    """One layer: a norm, a block, and what the block remembers.
+def normalize(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    """Give each row the length 1; a row of zeros stays."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-12)
 
-    weight: queries, keys, values and the logits of the value mix as one matrix.
+
+class FeedForwardStep:
+    """Norm, feed forward, shortcut."""
+
+    def __init__(self, norm: NormStep, block: FeedForward, linears: StepLinears) -> None:
+        self.norm = norm
+        self.parts = read_parts(block.ff, linears)
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        out = self.norm(x)
+        for part in self.parts:
+            out = part(out)
+        return x + out
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.norm.select(rows)
+
+
+def read_parts(module: Module, linears: StepLinears) -> list[TokenStep]:
+    """Read a feed forward as the functions it is made of, in order."""
+    if isinstance(module, nn.Sequential):
+        return [step for part in module for step in read_parts(part, linears)]
+    if isinstance(module, nn.Dropout):
+        return []
+    if isinstance(module, nn.Linear):
+        return [linears.read(module)]
+    if isinstance(module, GLU):
+        return [GLUStep(module, linears)]
+    return [module]
+
+
+class GLUStep:
+    """A gated linear unit."""
+
+    def __init__(self, glu: GLU, linears: StepLinears) -> None:
+        self.project = linears.read(glu.proj)
+        self.activate = glu.act
+        self.gain = glu.mult_bias if isinstance(glu.mult_bias, Tensor) else None
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d_inner"]:
+        up, gate = self.project(x).chunk(2, dim=-1)
+        out = up * self.activate(gate)
+        return out if self.gain is None else out * self.gain
+
+
+class CrossAttentionStep:
+    """Norm, attention to a text, shortcut."""
+
+    def __init__(
+        self, norm: NormStep, block: Attention, key_values: KeyValues, linears: StepLinears
+    ) -> None:
+        self.norm = norm
+        self.heads = block.heads
+        self.key_values = key_values
+        self.to_query = linears.read(block.to_q)
+        self.to_out = linears.read(block.to_out)
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        query = self.to_query(self.norm(x)).view(x.shape[0], self.heads, 1, -1)
+        return x + self.to_out(self.key_values.attend(query).reshape(x.shape[0], -1))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.norm.select(rows)
+        self.key_values.select(rows)
+
+
+class SelfAttentionStep:
+    """Norm, attention to the tokens so far, shortcut.
+
+    Queries, keys, values and the logits of the value mix are one product.
     """
 
-    kind: str
-    norm: NormStep
-    block: Any
-    key_values: KeyValues | None = None
-    weight: Any = None
-    bias: Tensor | None = None
-    mixes_values: bool = False
+    def __init__(
+        self,
+        norm: NormStep,
+        block: Attention,
+        key_values: KeyValues,
+        linears: StepLinears,
+        *,
+        mixes_values: bool,
+    ) -> None:
+        self.norm = norm
+        self.heads = block.heads
+        self.key_values = key_values
+        self.mixes_values = mixes_values
+        layers: list[Any] = [block.to_q, block.to_k, block.to_v]
+        mix: Any = block.to_value_residual_mix
+        self.learns_mix = mixes_values and isinstance(mix, nn.Sequential)
+        if self.learns_mix:
+            layers.append(mix[0])
+        self.project = linears.read(*layers)
+        self.to_out = linears.read(block.to_out)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b d"],
+        first_values: Float[Tensor, "b h d_head"] | None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b h d_head"]]:
+        """Return the token, and its values if they are the first, as given else."""
+        batch, heads = x.shape[0], self.heads
+        projected = self.project(self.norm(x))
+        mix: Any = 0.5
+        if self.learns_mix:
+            mix = projected[:, -heads:].sigmoid().view(batch, heads, 1)
+            projected = projected[:, :-heads]
+        parts = projected.view(batch, 3, heads, -1)
+        values = parts[:, 2]
+        if self.mixes_values and first_values is not None:
+            torch.lerp(first_values, values, mix, out=values)
+        self.key_values.append(parts[:, 1:])
+        attended = self.key_values.attend(parts[:, 0].view(batch, heads, 1, -1))
+        out = x + self.to_out(attended.reshape(batch, -1))
+        return out, values if first_values is None else first_values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.norm.select(rows)
+        self.key_values.select(rows)
 
 
 class DecoderStep:
@@ -211,6 +191,7 @@ class DecoderStep:
     Args:
         decoder: module for which ``can_step`` holds; its weights are read now.
         cache: what the pass over the tokens so far returned.
+        linears: linear layers of the model.
         context_mask: ``b n``, which tokens of a text attention may look at.
         condition: ``b d`` of adaptive norms.
     """
@@ -219,6 +200,7 @@ class DecoderStep:
         self,
         decoder: Decoder,
         cache: LayerIntermediates,
+        linears: StepLinears,
         *,
         context_mask: Bool[Tensor, "b n"] | None = None,
         condition: Float[Tensor, "b d"] | None = None,
@@ -226,104 +208,93 @@ class DecoderStep:
         if condition is not None and decoder.need_condition:
             condition = decoder.adaptive_mlp(condition)
         cached = iter(cache.attn_intermediates or ())
-        self.layers: list[LayerStep] = []
+        self.layers: list[SelfAttentionStep | CrossAttentionStep | FeedForwardStep] = []
+        self.self_attention: list[SelfAttentionStep] = []
         for kind, (norms, block, _) in zip(decoder.layer_types, decoder.layers, strict=True):
-            layer = LayerStep(kind, NormStep(norms[0], condition), block)
-            if kind != "f":
-                mask = context_mask if kind == "c" else None
-                layer.key_values = KeyValues.of(block, next(cached).cached_kv, mask)
-            if kind == "a":
-                self._fuse(layer, is_first=not any(each.kind == "a" for each in self.layers))
-                layer.mixes_values = layer.mixes_values and bool(decoder.add_value_residual)
-            self.layers.append(layer)
+            norm = NormStep(norms[0], condition)
+            if kind == "f":
+                self.layers.append(FeedForwardStep(norm, block, linears))
+                continue
+            keys_values = next(cached).cached_kv
+            dtype = step_dtype(keys_values[0].dtype)
+            if kind == "c":
+                context = KeyValues(block, keys_values, context_mask, dtype)
+                self.layers.append(CrossAttentionStep(norm, block, context, linears))
+                continue
+            mixes_values = bool(decoder.add_value_residual and self.self_attention)
+            seen = KeyValues(block, keys_values, None, dtype)
+            step = SelfAttentionStep(norm, block, seen, linears, mixes_values=mixes_values)
+            self.layers.append(step)
+            self.self_attention.append(step)
         self.final_norm = NormStep(decoder.final_norm, condition)
-
-    @staticmethod
-    def _fuse(layer: LayerStep, *, is_first: bool) -> None:
-        block = layer.block
-        layer.mixes_values = not is_first
-        weights = [block.to_q.weight, block.to_k.weight, block.to_v.weight]
-        mix: Any = block.to_value_residual_mix
-        if layer.mixes_values and isinstance(mix, nn.Sequential):
-            weights.append(mix[0].weight)
-            size = sum(len(weight) for weight in weights[:3])
-            mix_bias: Any = mix[0].bias
-            layer.bias = torch.cat((mix_bias.new_zeros(size), mix_bias))
-        layer.weight = torch.cat(weights)
 
     def restart(self) -> None:
         """Forget the tokens, but for a text: attention looks at the next token alone."""
-        for layer in self.layers:
-            if layer.kind == "a" and layer.key_values is not None:
-                layer.key_values.length = layer.block.num_mem_kv
+        for layer in self.self_attention:
+            layer.key_values.restart()
 
-    def step(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Run one more token of each row."""
         first_values = None
         for layer in self.layers:
-            normed = layer.norm(x)
-            if layer.kind == "f":
-                x = layer.block(normed) + x
-                continue
-            assert layer.key_values is not None, "attention has keys and values"
-            if layer.kind == "a":
-                query, values = self._attend_to_itself(layer, normed, first_values)
-                first_values = values if first_values is None else first_values
+            if isinstance(layer, SelfAttentionStep):
+                x, first_values = layer(x, first_values)
             else:
-                query = split_heads(layer.block.to_q(normed), layer.block.heads)
-            out = layer.key_values.attend(query)
-            x = layer.block.to_out(rearrange(out, "b h d -> b (h d)")) + x
+                x = layer(x)
         return self.final_norm(x)
-
-    @staticmethod
-    def _attend_to_itself(
-        layer: LayerStep,
-        x: Float[Tensor, "b d"],
-        first_values: Float[Tensor, "b h d_head"] | None,
-    ) -> tuple[Float[Tensor, "b h d_head"], Float[Tensor, "b h d_head"]]:
-        """Make the query, remember key and value; return the query and the value before mixing."""
-        heads = layer.block.heads
-        projected = F.linear(x, layer.weight, layer.bias)
-        mix_logits = None
-        if layer.bias is not None:
-            projected, mix_logits = projected[:, :-heads], projected[:, -heads:]
-        query, key, value = (split_heads(t, heads) for t in projected.chunk(3, dim=-1))
-        mixed = value
-        if layer.mixes_values and first_values is not None:
-            mix = 0.5 if mix_logits is None else rearrange(mix_logits.sigmoid(), "b h -> b h 1")
-            mixed = first_values.lerp(value, mix)
-        assert layer.key_values is not None, "attention has keys and values"
-        layer.key_values.append(key, mixed)
-        return query, value
 
     def select(self, rows: Tensor) -> None:
         """Keep some rows of the batch."""
         self.final_norm.select(rows)
         for layer in self.layers:
-            layer.norm.select(rows)
-            if layer.key_values is not None:
-                layer.key_values.select(rows)
+            layer.select(rows)
 
 
-def split_heads(x: Float[Tensor, "b d"], heads: int) -> Float[Tensor, "b h d_head"]:
-    """Give each head its part of the features."""
-    return rearrange(x, "b (h d) -> b h d", h=heads)
-
-
-def step_gateloop(
-    layer: Any, x: Float[Tensor, "b d"], state: Float[Tensor, "b d"]
-) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-    """Run one more token through a gate loop: ``h = sigmoid(a) * h + kv``, ``out = q * h``.
+class GateLoopStep:
+    """A block of gate loops: ``h = sigmoid(a) * h + kv``, ``x = x + q * h``.
 
     Args:
-        layer: ``SimpleGateLoopLayer`` without a norm behind it.
-        x: the token.
-        state: h after the tokens before.
-
-    Returns:
-        the output and the state after the token.
+        block: the block; None leaves the token as it is.
+        cache: the states that a pass over the tokens so far returned.
+        linears: linear layers of the model.
     """
-    query, key_value, gate = layer.to_qkva[0](layer.norm(x)).chunk(3, dim=-1)
-    # sums of logarithms come back in float32 whatever the model is in
-    state = torch.addcmul(key_value, gate.sigmoid(), state.to(key_value.dtype))
-    return query * state, state
+
+    def __init__(
+        self, block: GateLoopBlock | None, cache: GateLoopCache | None, linears: StepLinears
+    ) -> None:
+        self.layers: list[tuple[NormStep, StepLinear]] = []
+        self.states: list[Float[Tensor, "b d"]] = []
+        layers: list[Any] = list(block.gateloops) if block is not None else []
+        for layer, (_, state) in zip(layers, cache or (), strict=True):
+            self.layers.append((NormStep(layer.norm), linears.read(layer.to_qkva[0])))
+            # each row and feature is a row of its own in the cache: (b d) 1
+            self.states.append(state.reshape(-1, layer.dim).to(step_dtype(state.dtype)))
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Run one more token of each row."""
+        for index, (norm, project) in enumerate(self.layers):
+            query, key_value, gate = project(norm(x)).chunk(3, dim=-1)
+            state = torch.addcmul(key_value, gate.sigmoid(), self.states[index])
+            self.states[index] = state
+            x = torch.addcmul(x, query, state)
+        return x
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.states = [state[rows] for state in self.states]
+
+
+class FiLMStep:
+    """Scale and shift a token by a condition that stays."""
+
+    def __init__(self, film: FiLM, condition: Float[Tensor, "b d"]) -> None:
+        scale, shift = film.scale_and_shift(condition)
+        self.scale = scale.to(step_dtype(scale.dtype))
+        self.shift = shift.to(step_dtype(shift.dtype))
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return torch.addcmul(self.shift, x, self.scale)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.scale, self.shift = self.scale[rows], self.shift[rows]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from x_transformers.autoregressive_wrapper import top_p
 
-from meshgpt_pytorch.transformer.generation import Sampling
+from meshgpt_pytorch.transformer.sampling import Sampling
 from tests.transformer.models import (
     EOS,
     TEXTS,

@@ -8,7 +8,7 @@ from transformers import T5Config
 
 from meshgpt_pytorch.transformer.layers import as_pair
 from meshgpt_pytorch.transformer.model import MeshTransformer
-from meshgpt_pytorch.transformer.stepping import can_step
+from meshgpt_pytorch.transformer.step_support import can_step
 from tests.helpers import counting_saved_bytes
 from tests.transformer.models import (
     TEXTS,
