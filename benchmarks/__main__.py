@@ -1,7 +1,7 @@
 """Measure this library against upstream.
 
     python -m benchmarks list
-    python -m benchmarks run [ROW ...] [--quick] [--upstream PYTHON] [--write]
+    python -m benchmarks run [ROW ...] [--quick] [--cpu-only] [--upstream PYTHON] [--write]
     python -m benchmarks tables
 
 Without rows, all of them. `--upstream` names the interpreter of an environment with
@@ -16,21 +16,22 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from benchmarks.client import Side, Workers
-from benchmarks.comparison import measure
+from benchmarks.comparison import Effort, measure
 from benchmarks.machine import describe_machine
 from benchmarks.report import table_of_row, write_tables
 from benchmarks.rows import ROWS
+from benchmarks.upstream import VERSION as UPSTREAM_VERSION
 from benchmarks.worker import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 UPSTREAM_PYTHON = ROOT / ".venv-upstream" / "bin" / "python"
-UPSTREAM_VERSION = "1.8.1"
 
 
 def choose_rows(patterns: Sequence[str]) -> list[str]:
@@ -64,7 +65,7 @@ def versions_of(workers: Workers) -> dict[str, dict[str, str]]:
     return versions
 
 
-def run(names: Sequence[str], sides: dict[str, Side], *, quick: bool) -> dict[str, Any]:
+def run(names: Sequence[str], sides: dict[str, Side], effort: Effort) -> dict[str, Any]:
     """Measure rows, print each as it comes, and return what the file of results holds."""
     results: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
@@ -76,7 +77,7 @@ def run(names: Sequence[str], sides: dict[str, Side], *, quick: bool) -> dict[st
         results["versions"] = versions_of(workers)
         for number, name in enumerate(names, start=1):
             start = time.perf_counter()
-            row = measure(name, ROWS[name], workers, quick=quick).as_json()
+            row = asdict(measure(name, ROWS[name], workers, effort))
             results["rows"].append(row)
             print(f"\n[{number}/{len(names)}] {name}, {time.perf_counter() - start:.0f} s")
             print("\n".join(table_of_row(row, results["machine"])), flush=True)
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_parser = commands.add_parser("run", help="measure")
     run_parser.add_argument("rows", nargs="*", help="names of rows, or patterns such as 'train-*'")
     run_parser.add_argument("--quick", action="store_true", help="tiny sizes, once: does it work?")
+    run_parser.add_argument("--cpu-only", action="store_true", help="not by the wall clock")
     run_parser.add_argument("--upstream", type=Path, default=UPSTREAM_PYTHON, help="interpreter")
     run_parser.add_argument("--alone", action="store_true", help="ours without upstream")
     run_parser.add_argument("--write", action="store_true", help="keep what comes out")
@@ -122,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_tables(json.loads(RESULTS.read_text()), DOCUMENT)
     else:
         names = choose_rows(chosen.rows)
-        results = run(names, choose_sides(chosen.upstream, chosen.alone), quick=chosen.quick)
+        effort = Effort(is_quick=chosen.quick, cpu_only=chosen.cpu_only)
+        results = run(names, choose_sides(chosen.upstream, chosen.alone), effort)
         if chosen.write:
             results = merged(results, RESULTS) if chosen.rows else results
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")

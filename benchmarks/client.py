@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.worker import ROOT
-from benchmarks.workload import SideName
 
 # threads wait asleep, so that those of the idle side take no time from the other
 SETTINGS = {
@@ -42,7 +41,7 @@ class Side:
         python: the interpreter of its environment.
     """
 
-    name: SideName
+    name: str
     python: Path = Path(sys.executable)
 
 
@@ -140,7 +139,10 @@ class Workers:
     def of(self, side: str) -> Worker:
         """Return the process of a side, a new one if it has ended."""
         worker = self._workers.get(side)
-        if worker is None or worker.process.poll() is not None:
+        if worker is not None and worker.process.poll() is not None:
+            worker.close()
+            worker = None
+        if worker is None:
             worker = self._workers[side] = Worker(self.sides[side])
         return worker
 

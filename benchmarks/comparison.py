@@ -4,7 +4,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,19 @@ from benchmarks.row import UPSTREAM, Row
 # by how much the numbers that both sides' work gives may differ: losses that were mended differ
 # a little
 SAME_WORK = 5e-3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of each row is done.
+
+    Args:
+        is_quick: the work in small, once.
+        cpu_only: nothing by the wall clock, which means little on a busy machine.
+    """
+
+    is_quick: bool = False
+    cpu_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,34 +71,30 @@ class Measurement:
     """
 
     name: str
-    load: float
+    load: float = 0.0
     ours: dict[str, Outcome] = field(default_factory=dict)
     upstream: Outcome | None = None
     skipped: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what the file of results holds."""
-        return asdict(self)
 
-
-def measure(name: str, row: Row, workers: Workers, *, quick: bool) -> Measurement:
+def measure(name: str, row: Row, workers: Workers, effort: Effort) -> Measurement:
     """Measure one row.
 
     Args:
         name, row: what to measure.
         workers: the sides' processes, for rows of time; those of memory start their own.
-        quick: do the work in small, once.
+        effort: how much of it.
     """
-    load = os.getloadavg()[0]
     if row.device == "cuda" and not torch.cuda.is_available():
-        return Measurement(name, load, skipped="not measured: needs a GPU")
+        return Measurement(name, skipped="not measured: needs a GPU")
+    load = os.getloadavg()[0]
     contestants = list(row.variants)
     if row.has_upstream and UPSTREAM in workers.sides:
         contestants.append(UPSTREAM)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
         take = measure_memory if row.measure == "memory" else measure_time
-        outcomes = take(name, row, contestants, workers, weights, quick=quick)
+        outcomes = take(name, row, contestants, workers, weights, effort)
     upstream = outcomes.pop(UPSTREAM, None)
     measurement = Measurement(name, load, outcomes, upstream)
     check_same_work(measurement)
@@ -110,8 +119,7 @@ def measure_time(
     contestants: Sequence[str],
     workers: Workers,
     weights: Path,
-    *,
-    quick: bool,
+    effort: Effort,
 ) -> dict[str, Outcome]:
     """Let the contestants work in turn, while the others wait."""
     outcomes = {contestant: Outcome() for contestant in contestants}
@@ -119,8 +127,8 @@ def measure_time(
         contestant: {"cpu": [], "wall": []} for contestant in contestants
     }
     for contestant, outcome in outcomes.items():
-        prepare(workers.of(side_of(contestant)), name, contestant, weights, outcome, quick=quick)
-    for threads, clock in schedule(row, quick=quick):
+        prepare(workers.of(side_of(contestant)), name, contestant, weights, outcome, effort)
+    for threads, clock in schedule(row, effort):
         for contestant, outcome in outcomes.items():
             worker = workers.of(side_of(contestant))
             answer = run(worker, contestant, outcome, threads=threads, measure="time")
@@ -132,12 +140,13 @@ def measure_time(
     return outcomes
 
 
-def schedule(row: Row, *, quick: bool) -> Iterator[tuple[int, str]]:
+def schedule(row: Row, effort: Effort) -> Iterator[tuple[int, str]]:
     """List the repeats of a row: how many threads, and which clock counts."""
-    most = 1 if quick else max(row.repeats, row.repeats_wall)
+    repeats = 1 if effort.is_quick else row.repeats
     if row.device == "cpu":
-        yield from [(1, "cpu")] * min(row.repeats, most)
-    yield from [(2, "wall")] * min(row.repeats_wall, most)
+        yield from [(1, "cpu")] * repeats
+    if row.by_wall_clock and not effort.cpu_only:
+        yield from [(2, "wall")] * repeats
 
 
 def measure_memory(
@@ -146,14 +155,13 @@ def measure_memory(
     contestants: Sequence[str],
     workers: Workers,
     weights: Path,
-    *,
-    quick: bool,
+    effort: Effort,
 ) -> dict[str, Outcome]:
     """Let each contestant work once in a process of its own."""
     outcomes = {contestant: Outcome() for contestant in contestants}
     for contestant, outcome in outcomes.items():
         with Worker(workers.sides[side_of(contestant)], for_memory=True) as worker:
-            prepare(worker, name, contestant, weights, outcome, quick=quick)
+            prepare(worker, name, contestant, weights, outcome, effort)
             answer = run(worker, contestant, outcome, threads=1, measure="memory")
             if answer is not None:
                 outcome.memory = Figure.of([answer["bytes"]])
@@ -166,11 +174,13 @@ def side_of(contestant: str) -> str:
 
 
 def prepare(
-    worker: Worker, name: str, contestant: str, weights: Path, outcome: Outcome, *, quick: bool
+    worker: Worker, name: str, contestant: str, weights: Path, outcome: Outcome, effort: Effort
 ) -> None:
     """Let a contestant get ready; note if it cannot."""
     try:
-        answer = worker.ask(prepare=name, contestant=contestant, weights=str(weights), quick=quick)
+        answer = worker.ask(
+            prepare=name, contestant=contestant, weights=str(weights), quick=effort.is_quick
+        )
         outcome.facts = answer["facts"]
     except WorkerError as error:
         outcome.error = str(error)

@@ -28,6 +28,9 @@ HEADS = {
 }
 
 
+# processes that run or wait on a machine where nothing else does: two threads of a row before
+QUIET_LOAD = 2.5
+
 # what the columns of ratios compare
 CLOCKS = {
     "time": ("cpu", "wall"),
@@ -106,7 +109,7 @@ def lines_of(result: Mapping[str, Any], row: Row, machine: Mapping[str, Any]) ->
             cells.append("" if variant.goal is None else f"{variant.goal:g}x")
         cells += [ratio(ours, upstream, each) for each in CLOCKS[row.table]]
         cells += [absolute(ours, clock), absolute(upstream, clock)]
-        notes = [variant.note, limit(ours, machine), result["skipped"]]
+        notes = [variant.note, limit(ours, machine), result["skipped"], load(result)]
         notes += [
             f"{side}: {outcome['error']}"
             for side, outcome in (("ours", ours), ("upstream", upstream))
@@ -117,18 +120,17 @@ def lines_of(result: Mapping[str, Any], row: Row, machine: Mapping[str, Any]) ->
     return lines
 
 
+def load(result: Mapping[str, Any]) -> str:
+    """Say so where something else kept the machine busy."""
+    return f"measured at a load of {result['load']:.1f}" if result["load"] > QUIET_LOAD else ""
+
+
 def ratio(ours: Mapping[str, Any], upstream: Mapping[str, Any], clock: str) -> str:
     """Write how many times less ours took."""
     if not ours.get(clock) or not upstream.get(clock):
         return ""
     times = upstream[clock]["median"] / max(ours[clock]["median"], 1e-9)
-    return (
-        f"**{times:,.0f}x**"
-        if times >= 100
-        else f"**{times:.2g}x**"
-        if times < 10
-        else f"**{times:.0f}x**"
-    )
+    return f"**{times:.1f}x**" if times < 10 else f"**{times:,.0f}x**"
 
 
 def absolute(outcome: Mapping[str, Any], clock: str) -> str:

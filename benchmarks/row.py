@@ -37,8 +37,8 @@ class Row:
         quick: the same in small, to see that the row works.
         variants: our side, once or more, by name.
         table: where it is reported; "memory" and "growth of memory" measure memory.
-        repeats: with 1 thread, by the time of the CPU.
-        repeats_wall: with 2 threads, by the wall clock.
+        repeats: of the work, by each clock.
+        by_wall_clock: do it with 2 threads too, and look at the clock on the wall.
         has_upstream: whether upstream does it too.
         device: "cuda" rows run where there is a GPU.
     """
@@ -49,7 +49,7 @@ class Row:
     variants: Mapping[str, Variant]
     table: Table = "time"
     repeats: int = 3
-    repeats_wall: int = 3
+    by_wall_clock: bool = True
     has_upstream: bool = True
     device: str = "cpu"
 

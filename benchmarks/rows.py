@@ -69,7 +69,6 @@ DECODING = {
         QUICK_GENERATE_PROMPTED,
         {"float32": Variant(goal=3.5)},
         repeats=2,
-        repeats_wall=1,
     ),
     "generate-batch": Row(
         "generate, batch 16, 600 tokens",
@@ -80,7 +79,6 @@ DECODING = {
             "bfloat16": Variant(goal=3.5, changes=IN_BFLOAT16),
         },
         repeats=2,
-        repeats_wall=1,
     ),
     "generate-text": Row(
         "generate, text, cond_scale 3, batch 1, 300 tokens",
@@ -88,7 +86,6 @@ DECODING = {
         Generate(18, cond_scale=3.0, size=TINY_SIZE),
         {"float32": Variant(goal=2.5)},
         repeats=2,
-        repeats_wall=2,
     ),
 }
 
@@ -105,7 +102,6 @@ TRAINING = {
         QUICK_TRANSFORMER,
         {"float32": Variant(goal=1.75)},
         repeats=2,
-        repeats_wall=2,
     ),
     "train-ragged": Row(
         "transformer train step, ragged batch of 8",
@@ -120,7 +116,6 @@ TRAINING = {
             )
         },
         repeats=2,
-        repeats_wall=2,
     ),
     "autoencoder": Row(
         "autoencoder train step, 2 x 800 faces",
@@ -148,21 +143,21 @@ IMPORTS = {
         Import("import meshgpt_pytorch"),
         Import("import meshgpt_pytorch"),
         {"float32": Variant(goal=7, note="names are loaded on first use")},
-        repeats_wall=0,
+        by_wall_clock=False,
     ),
     "import-models": Row(
         "`from meshgpt_pytorch import MeshAutoencoder, MeshTransformer`",
         Import("from meshgpt_pytorch import MeshAutoencoder, MeshTransformer"),
         Import("from meshgpt_pytorch import MeshAutoencoder, MeshTransformer"),
         {"float32": Variant(note="most of it is torch-geometric")},
-        repeats_wall=0,
+        by_wall_clock=False,
     ),
     "import-meshes": Row(
         "`from meshgpt_pytorch import load_mesh, canonicalize_mesh, save_mesh`",
         Import("from meshgpt_pytorch import load_mesh, canonicalize_mesh, save_mesh"),
         Import("from meshgpt_pytorch import load_mesh, canonicalize_mesh, save_mesh"),
         {"float32": Variant()},
-        repeats_wall=0,
+        by_wall_clock=False,
         has_upstream=False,
     ),
 }
@@ -247,7 +242,7 @@ def decode_after(tokens: int) -> Row:
         {"float32": Variant()},
         table="growth of time",
         repeats=1,
-        repeats_wall=0,
+        by_wall_clock=False,
     )
 
 

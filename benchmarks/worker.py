@@ -16,14 +16,18 @@ prepared.
 
 import json
 import os
+import re
+import resource
 import sys
 import traceback
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
-Side = Literal["ours", "upstream"]
+MEMORY = Path("/proc/meminfo")
+# of the memory that is available, what a worker may take
+MEMORY_SHARE = 0.85
 DISTRIBUTIONS = (
     "meshgpt-pytorch",
     "torch",
@@ -35,7 +39,7 @@ DISTRIBUTIONS = (
 )
 
 
-def enter(side: Side) -> None:
+def enter(side: str) -> None:
     """Let `meshgpt_pytorch` be this side's package, and `benchmarks` this folder."""
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(ROOT), *(path for path in sys.path if path not in ("", here, str(ROOT)))]
@@ -45,28 +49,9 @@ def enter(side: Side) -> None:
     if side == "upstream":
         # parts of `benchmarks` are found all the same: it knows its folder
         sys.path.remove(str(ROOT))
+        from benchmarks.upstream import allow_torchvision
+
         allow_torchvision()
-
-
-def allow_torchvision() -> None:
-    """Let a torchvision built for CUDA be imported beside a torch built without.
-
-    Upstream imports it, and on a torch without CUDA the import fails because its operators are not
-    there. Nothing here calls them, so that their signatures will do.
-    """
-    try:
-        fits = version("torchvision").endswith("+cpu") or not version("torch").endswith("+cpu")
-    except PackageNotFoundError:
-        return
-    if fits:
-        return
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    # the operators are there as long as this is
-    allow_torchvision.library = library  # type: ignore[attr-defined]
 
 
 def introduce() -> dict[str, Any]:
@@ -83,7 +68,7 @@ def introduce() -> dict[str, Any]:
 class Desk:
     """Takes requests of the parent, one by one."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: str) -> None:
         self.side = side
         self.row = ""
         self.jobs: dict[str, Any] = {}
@@ -123,7 +108,7 @@ class Desk:
         return {**watch.seconds, "result": result}
 
 
-def serve(side: Side, requests: TextIO, answers: TextIO) -> None:
+def serve(side: str, requests: TextIO, answers: TextIO) -> None:
     """Answer requests until there are no more."""
 
     def answer(content: dict[str, Any]) -> None:
@@ -140,17 +125,34 @@ def serve(side: Side, requests: TextIO, answers: TextIO) -> None:
             else:
                 answer(desk.run(request.pop("run"), **request))
         except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            answer({"error": message, "traceback": traceback.format_exc()})
+            traceback.print_exc()
+            answer({"error": describe(error)})
+
+
+def limit_memory() -> None:
+    """Let an allocation fail before it takes the last memory of the machine."""
+    available = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY.read_text(), flags=re.MULTILINE)
+    assert available is not None, "Linux says how much memory is available"
+    limit = int(int(available[1]) * 1024 * MEMORY_SHARE)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def describe(error: Exception) -> str:
+    """Say in a line what went wrong."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        return f"needs more than the {limit / 1e9:.0f} GB that were free"
+    return f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ''}"
 
 
 def main() -> None:
     """Keep standard output for the answers, and serve."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side: Side = "upstream" if sys.argv[1] == "upstream" else "ours"
-    enter(side)
-    serve(side, sys.stdin, answers)
+    limit_memory()
+    enter(sys.argv[1])
+    serve(sys.argv[1], sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.nn import Module
 
 AnyModule = TypeVar("AnyModule", bound=Module)
-SideName = Literal["ours", "upstream"]
 
 
 class Stopwatch:
@@ -70,12 +69,12 @@ class Context:
     """Where a workload is prepared.
 
     Args:
-        side: whose package is imported in this process.
+        side: whose package is imported in this process, "ours" or "upstream".
         device: where the work is done.
         weights: a file by which the sides share weights: ours writes it, upstream reads it.
     """
 
-    side: SideName
+    side: str
     device: str
     weights: Path
 

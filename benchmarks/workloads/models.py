@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.upstream import use_as_t5
 from benchmarks.workload import Context
 from meshgpt_pytorch import MeshAutoencoder, MeshTransformer
 
@@ -53,10 +54,8 @@ def text_arguments() -> dict[str, Any]:
     """Return the arguments that give a transformer of this package the stand-in encoder."""
     if "text_encoder" in inspect.signature(MeshTransformer.__init__).parameters:
         return {"condition_on_text": True, "text_encoder": TextEncoderStandIn()}
-    # upstream takes encoders by name alone
-    from classifier_free_guidance_pytorch import classifier_free_guidance_pytorch as guidance
-
-    guidance.CONDITION_CONFIG["t5"] = TextEncoderStandIn
+    # it takes encoders by name alone
+    use_as_t5(TextEncoderStandIn)
     return {"condition_on_text": True}
 
 
