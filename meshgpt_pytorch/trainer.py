@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.tokenizers.quantizer import require_initialized
+from meshgpt_pytorch.training.acceleration import without_compilation
 from meshgpt_pytorch.training.batches import (
     TEXT_KEYS,
     collate_for,
@@ -433,7 +434,7 @@ class MeshTransformerTrainer(MeshTrainer):
         """Sampling with the averaged model, or else the model: ``MeshTransformer.generate``."""
         model = self.averaged_model
         assert isinstance(model, MeshTransformer), "an average is a copy of the model"
-        return model.generate
+        return without_compilation()(model.generate)
 
     def compiled_parts(self, model: MeshTransformer) -> list[Module]:
         """Return the attention layers of both stages."""

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,3 +106,18 @@ def compile_parts(parts: Iterable[Module]) -> None:
     """
     for part in parts:
         part.compile(dynamic=True, backend=COMPILER)
+
+
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Run a block as if nothing was compiled.
+
+    In eval mode, and with the keys and values of generation, parts would be compiled anew, which
+    takes minutes for what runs seldom.
+    """
+    # torch has it from 2.6 on
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield

@@ -23,6 +23,7 @@ from meshgpt_pytorch.training.acceleration import (
     build_accelerator,
     common_seed,
     compile_parts,
+    without_compilation,
 )
 from meshgpt_pytorch.training.averaging import AveragedModel
 from meshgpt_pytorch.training.batches import (
@@ -300,7 +301,7 @@ class MeshTrainer(Checkpointing):
             self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
             batch = send_to_device(self.first_items.read(), self.device)
             model = self.averaged_model
-            with evaluating(model), self.accelerator.autocast():
+            with without_compilation(), evaluating(model), self.accelerator.autocast():
                 samples = self.make_samples(model, self._forward_arguments(batch))
             samples.write(folder)
         self.wait()
@@ -374,7 +375,7 @@ class MeshTrainer(Checkpointing):
         meter = self.new_meter()
         model = self.averaged_model
         batches = islice(self.val_loader, self.options.val_num_batches) if self.is_main else ()
-        with evaluating(model):
+        with without_compilation(), evaluating(model):
             for batch in batches:
                 arguments = self._forward_arguments(send_to_device(batch, self.device))
                 with self.accelerator.autocast():

@@ -55,15 +55,13 @@ def test_the_newest_and_the_best_are_kept(make_trainer: Any) -> None:
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"val_loss": "low"}'])
 def test_a_config_that_was_edited_ends_no_run(make_trainer: Any, text: str | None) -> None:
-    trainer = make_trainer(checkpoint_every=1, keep_checkpoints=2)
-
     def edit(record: dict[str, float]) -> None:
         config = trainer.checkpoints.path(trainer.step) / "config.json"
         config.unlink()
         if text is not None:
             config.write_text(text)
 
-    trainer.options.__dict__["on_step"] = edit
+    trainer = make_trainer(checkpoint_every=1, keep_checkpoints=2, on_step=edit)
     trainer()
     assert steps_in(trainer) == [3, 4]
 

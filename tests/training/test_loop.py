@@ -251,13 +251,33 @@ def test_compiled_parts_train_as_the_model_does(
 ) -> None:
     # one graph for each part, without the time that a C++ compiler takes
     monkeypatch.setattr(acceleration, "COMPILER", "aot_eager")
-    plain, compiled = make_trainer(num_train_steps=2), make_trainer(num_train_steps=2, compile=True)
+    options = {
+        "val_dataset": Samples(),
+        "val_every": 1,
+        "sample_every": 2,
+        "num_samples": 1,
+        "checkpoint_every": 1,
+        "num_train_steps": 2,
+    }
+    plain, compiled = make_trainer(**options), make_trainer(**options, compile=True)
     plain()
     torch._dynamo.reset()
     counters.clear()
     compiled()
-    assert counters["stats"]["unique_graphs"] > 0
+    num_graphs = counters["stats"]["unique_graphs"]
+    assert num_graphs > 0
     assert dict(counters["graph_break"]) == {}
+    resumed = make_trainer(**options, compile=True)
+    resumed.load(compiled.checkpoints.path(1))
+    resumed()
+    assert without_speed(resumed.history) == without_speed(compiled.history)
+    assert_same_state(resumed.unwrapped_model, compiled.unwrapped_model)
+    if not isinstance(compiled, MeshAutoencoderTrainer):
+        compiled.generate(max_seq_len=36)
+    # validation, samples and generation compile nothing more
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    val_losses = [[record["val_loss"] for record in each.history] for each in (plain, compiled)]
+    assert val_losses[0] == pytest.approx(val_losses[1], rel=1e-5)
     losses = [[record["loss"] for record in each.history] for each in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     names = [list(each.unwrapped_model.state_dict()) for each in (plain, compiled)]
