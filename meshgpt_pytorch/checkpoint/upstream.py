@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.errors import CheckpointError
@@ -20,6 +21,10 @@ from meshgpt_pytorch.checkpoint.pickled_tensors import read_pickled_tensors
 
 # its output was thrown away there, so that no gradient ever reached it
 UNTRAINED_PREFIX = "coarse_post_gateloop_block."
+# as long as a code of lookup-free quantisation has bits
+CODE_BITS = "quantizer.layers.0.mask"
+# a row for each id of a code, and one for the end
+ID_ROWS = ("token_embed.weight", "to_logits.weight", "to_logits.bias")
 HUB_FILES = {"MeshAutoencoder": "mesh-autoencoder.bin", "MeshTransformer": "mesh-transformer.bin"}
 
 
@@ -88,7 +93,11 @@ class UpstreamFile(NamedTuple):
                 f"{self.path} was built with arguments that {class_name} does not have: {unknown}; "
                 f"build the model with the arguments that replace them and call model.load(path)"
             )
-        return {name: self._as_argument(item, name, classes) for name, item in given.items()}
+        config = {name: self._as_argument(item, name, classes) for name, item in given.items()}
+        real = num_codes(self.tensors)
+        if class_name == "MeshAutoencoder" and real is not None:
+            config["codebook_size"] = real
+        return config
 
     def _as_argument(self, value: Any, place: str, classes: Mapping[str, type]) -> Any:
         """Copy a value into plain JSON values, and a pickled autoencoder into its description."""
@@ -162,12 +171,36 @@ def read_upstream_file(path: Path) -> UpstreamFile:
     average = package.get("ema_model")
     return UpstreamFile(
         path=path,
-        tensors=dict(model),
+        tensors=without_absent_codes(model),
         config=config if isinstance(config, bytes) else None,
         average=average if is_state_dict(average) else None,
         optimizer=package.get("optimizer"),
         step=package.get("step"),
     )
+
+
+def num_codes(state: Mapping[str, Tensor]) -> int | None:
+    """Return how many codes lookup-free quantisation makes: a power of two.
+
+    1.x took any codebook_size and rounded it down for the quantizer, but not for the transformer.
+    """
+    for name in (CODE_BITS, f"autoencoder.{CODE_BITS}"):
+        if name in state:
+            return 1 << len(state[name])
+    return None
+
+
+def without_absent_codes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what a transformer has for ids that its autoencoder never makes."""
+    real = num_codes(state)
+    if real is None:
+        return dict(state)
+    return {
+        name: torch.cat((item[:real], item[-1:]))
+        if name in ID_ROWS and len(item) > real + 1
+        else item
+        for name, item in state.items()
+    }
 
 
 def is_state_dict(value: Any) -> bool:

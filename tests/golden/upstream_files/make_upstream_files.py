@@ -195,11 +195,23 @@ def write_transformers(folder: Path) -> dict[str, Tensor]:
     return expected | outputs("hub_transformer", model, text_embeds) | {"text_embeds": text_embeds}
 
 
+def write_rounded_codebook(folder: Path) -> dict[str, Tensor]:
+    """Write models that were asked for 12 codes, of which lookup-free quantisation makes 8."""
+    torch.manual_seed(2)
+    autoencoder = make_autoencoder(codebook_size=12)
+    autoencoder.save(folder / "autoencoder_12_codes.pt")
+    model = make_transformer(make_autoencoder(codebook_size=12))
+    model.save(folder / "transformer_12_codes.pt")
+    expected = outputs("autoencoder_12_codes", autoencoder)
+    return expected | outputs("transformer_12_codes", model)
+
+
 def main(folder: Path) -> None:
     """Write everything into a folder."""
     vertices, faces = box()
     expected = {"vertices": vertices, "faces": faces}
     expected |= write_autoencoders(folder) | write_transformers(folder)
+    expected |= write_rounded_codebook(folder)
     save_file(expected, folder / "expected.safetensors")
 
 
