@@ -24,6 +24,8 @@ NARROW_AUTOENCODER = MappingProxyType(
 )
 QUICK_GENERATE = Generate(tokens=18, size=TINY_SIZE)
 QUICK_GENERATE_PROMPTED = Generate(tokens=12, start=24, size=TINY_SIZE)
+TRAIN_IN_BFLOAT16 = {"in_bfloat16": True}
+CHECKPOINTED = {"checkpoint_activations": True}
 QUICK_TRANSFORMER = TrainTransformer((4, 2), size=TINY_SIZE)
 QUICK_AUTOENCODER = TrainAutoencoder(8, 1, SMALL_AUTOENCODER, on_grids=True)
 
@@ -94,13 +96,19 @@ TRAINING = {
         "transformer train step, 200 faces, batch 1",
         TrainTransformer((200,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=1.75)},
+        {
+            "float32": Variant(goal=1.75),
+            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16),
+        },
     ),
     "train-800": Row(
         "transformer train step, 800 faces, batch 1",
         TrainTransformer((800,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=1.75)},
+        {
+            "float32": Variant(goal=1.75),
+            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16),
+        },
         repeats=2,
     ),
     "train-ragged": Row(
@@ -113,7 +121,8 @@ TRAINING = {
                 note="sizes are quantiles of the furniture's, a quarter of each: "
                 + ", ".join(map(str, ragged_sizes(8, share=0.25)))
                 + " faces",
-            )
+            ),
+            "bfloat16": Variant(goal=2.5, changes=TRAIN_IN_BFLOAT16),
         },
         repeats=2,
     ),
@@ -182,28 +191,28 @@ MEMORY = {
         "transformer train step, 200 faces, batch 1",
         TrainTransformer((200,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3)},
+        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
         table="memory",
     ),
     "train-800-memory": Row(
         "transformer train step, 800 faces, batch 1",
         TrainTransformer((800,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3)},
+        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
         table="memory",
     ),
     "train-ragged-memory": Row(
         "transformer train step, ragged batch of 8",
         TrainTransformer(ragged_sizes(8, share=0.25)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3)},
+        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
         table="memory",
     ),
     "autoencoder-memory": Row(
         "autoencoder train step, 16 x 800 faces",
         TrainAutoencoder(800, 16),
         QUICK_AUTOENCODER,
-        {"float32": Variant(goal=3)},
+        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
         table="memory",
     ),
 }
@@ -252,7 +261,7 @@ def memory_at(num_faces: int) -> dict[str, Row]:
         f"transformer train step, {num_faces:,} faces",
         TrainTransformer((num_faces,), size=SMALL_SIZE),
         QUICK_TRANSFORMER,
-        {"float32": Variant()},
+        {"float32": Variant(), "checkpointed": Variant(changes=CHECKPOINTED)},
         table="growth of memory",
     )
     generate = Row(
@@ -266,7 +275,7 @@ def memory_at(num_faces: int) -> dict[str, Row]:
         f"autoencoder train step, {num_faces:,} faces",
         TrainAutoencoder(num_faces, 1, NARROW_AUTOENCODER, on_grids=True),
         QUICK_AUTOENCODER,
-        {"float32": Variant()},
+        {"float32": Variant(), "checkpointed": Variant(changes=CHECKPOINTED)},
         table="growth of memory",
     )
     return {

@@ -46,6 +46,11 @@ def training_job(
     return Job(run, warm_up=lambda: warm_up().backward())
 
 
+def checkpointing(checkpoint_activations: bool) -> dict[str, bool]:
+    """Return the option of a model; nothing by default, which upstream takes too."""
+    return {"checkpoint_activations": True} if checkpoint_activations else {}
+
+
 @dataclass(frozen=True)
 class TrainTransformer(Workload):
     """A training step of the transformer on codes.
@@ -55,17 +60,20 @@ class TrainTransformer(Workload):
         size: arguments of ``MeshTransformer``.
         in_bfloat16: run the forward pass under autocast.
         is_compiled: compile the model first.
+        checkpoint_activations: compute activations again in the backward pass; ours alone can.
     """
 
     num_faces: tuple[int, ...]
     size: Mapping[str, Any] = field(default_factory=dict)
     in_bfloat16: bool = False
     is_compiled: bool = False
+    checkpoint_activations: bool = False
 
     def prepare(self, context: Context) -> Job:
         """Build the model and the codes."""
         num_codes = max(self.num_faces) * CODES_PER_FACE
-        model = build_transformer(context, num_codes, **self.size)
+        options = checkpointing(self.checkpoint_activations)
+        model = build_transformer(context, num_codes, **self.size, **options)
         codes = random_codes(model, len(self.num_faces), num_codes)
         lengths = torch.tensor(self.num_faces, device=codes.device) * CODES_PER_FACE
         is_padding = torch.arange(num_codes, device=codes.device) >= lengths[:, None]
@@ -95,16 +103,19 @@ class TrainAutoencoder(Workload):
         batch: meshes at once.
         arguments: of ``MeshAutoencoder``.
         on_grids: take grids, of any number of faces.
+        checkpoint_activations: compute activations again in the backward pass; ours alone can.
     """
 
     num_faces: int
     batch: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
     on_grids: bool = False
+    checkpoint_activations: bool = False
 
     def prepare(self, context: Context) -> Job:
         """Build the model and the meshes."""
-        model = build_autoencoder(context, **self.arguments)
+        options = checkpointing(self.checkpoint_activations)
+        model = build_autoencoder(context, **self.arguments, **options)
         if self.on_grids:
             vertices, faces = (each[None] for each in grid_mesh(self.num_faces))
         else:
