@@ -3,7 +3,6 @@
 import json
 import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,15 +20,6 @@ SETTINGS = {"num_workers": 0, "progress": False}
 
 def outcomes(report):
     return {record.key: record.outcome for record in report.records}
-
-
-@pytest.fixture
-def models(tmp_path) -> Path:
-    """A folder of a few good meshes."""
-    save_mesh(box_mesh(), tmp_path / "models" / "storage" / "oakChest_01.obj")
-    save_mesh(pyramid_mesh(), tmp_path / "models" / "pyramid.GLB")
-    save_mesh(tetrahedron_mesh(), tmp_path / "models" / "toys" / "tetra-pack.stl")
-    return tmp_path / "models"
 
 
 def test_a_folder_becomes_a_data_set(models, tmp_path):
@@ -102,33 +92,6 @@ def test_what_is_bad_is_named_and_stops_nothing(models, tmp_path):
     assert len(MeshDataset(tmp_path / "out")) == 3
 
 
-def test_a_second_run_does_only_what_is_new_or_changed(models, tmp_path):
-    prepare_meshes(models, tmp_path / "out", **SETTINGS)
-    save_mesh(box_mesh(size=(1, 1, 1)), models / "pyramid.GLB")
-    save_mesh(box_mesh(size=(1, 0.2, 0.2)), models / "plank.ply")
-    (models / "toys" / "tetra-pack.stl").rename(models / "tetrahedron.stl")
-    report = prepare_meshes(models, tmp_path / "out", **SETTINGS)
-    assert {record.key: record.is_reused for record in report.records} == {
-        "plank.ply": False,
-        "pyramid.GLB": False,
-        "storage/oakChest_01.obj": True,
-        "tetrahedron.stl": True,
-    }
-    captions = [item["texts"] for item in MeshDataset(tmp_path / "out")]
-    assert captions == ["plank", "pyramid", "oak chest", "tetrahedron"]
-    other = prepare_meshes(models, tmp_path / "out", max_faces=11, **SETTINGS)
-    assert not any(record.is_reused for record in other.records)
-
-
-def test_a_damaged_result_is_made_anew(models, tmp_path):
-    first = prepare_meshes(models, tmp_path / "out", **SETTINGS)
-    for path in (tmp_path / "out" / "results").rglob("*.npz"):
-        path.write_bytes(path.read_bytes()[:-30])
-    second = prepare_meshes(models, tmp_path / "out", **SETTINGS)
-    assert not any(record.is_reused for record in second.records)
-    assert second.outcomes == first.outcomes
-
-
 def test_meshes_over_the_budget_are_decimated_or_left_out(furniture, tmp_path):
     big = [mesh for mesh in furniture if len(mesh.faces) > 700][:4]
     for index, mesh in enumerate(big):
@@ -155,36 +118,6 @@ def test_adaptive_takes_fewer_faces_and_stays_accurate(furniture, tmp_path):
     fewest = prepare_meshes(tmp_path / "models", tmp_path / "few", adaptive=True, **SETTINGS)
     assert fewest.records[0].faces_after < plain.faces_after
     assert fewest.records[0].hausdorff < 0.10 and fewest.records[0].chamfer < 0.010
-
-
-def test_several_budgets_give_the_levels_that_differ_and_are_accurate(furniture, models, tmp_path):
-    fine = next(mesh for mesh in furniture if len(mesh.faces) > 700)
-    save_mesh(fine, models / "fine.ply")
-    (models / "bad.obj").write_text("no mesh")
-    prepare_meshes(models, tmp_path / "out", max_faces=400, **SETTINGS)
-    report = prepare_meshes(models, tmp_path / "out", max_faces=(800, 200, 400), **SETTINGS)
-    found = [(record.key, record.max_faces, record.outcome) for record in report.records]
-    assert [each for each in found if each[0] != "fine.ply"] == [
-        ("bad.obj", 200, "unreadable"),
-        ("pyramid.GLB", 200, "kept"),
-        ("storage/oakChest_01.obj", 200, "kept"),
-        ("toys/tetra-pack.stl", 200, "kept"),
-    ]
-    levels = [record for record in report.kept if record.key == "fine.ply"]
-    assert [record.max_faces for record in levels][-2:] == [400, 800]
-    sizes = [record.faces_after for record in levels]
-    assert sizes == sorted({*sizes}) and sizes[-1] == len(fine.faces)
-    assert levels[-2].is_reused, "as the run with one budget left it"
-
-    dataset = MeshDataset(tmp_path / "out")
-    assert dataset.num_faces.tolist() == [record.faces_after for record in report.kept]
-    groups = dict(zip(dataset.labels["key"], dataset.labels["group"], strict=True))
-    assert len(groups) == len(set(groups.values())) == 4, "levels of a mesh are one group"
-    assert len(dataset.augment(lambda mesh, generator: mesh, one_of="key")) == 4
-    page = (tmp_path / "out" / "report.txt").read_text()
-    assert "5 meshes in" in page and "Outcomes with at most 200 faces" in page
-    assert str(report).startswith(f"5 meshes: {len(report.kept)} kept, ")
-    assert PrepareReport.from_json(report.to_json()) == report
 
 
 def test_the_report_tells_counts_sizes_distances_and_look_alikes(furniture, models, tmp_path):
