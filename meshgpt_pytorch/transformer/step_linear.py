@@ -6,7 +6,7 @@ and the width of the weights, and a kernel that reads them at full speed. On the
 - one row in float32: rows of weights along their longer axis (half the time of the other layout
   where a library has no kernel of its own for it);
 - several rows, or bfloat16: weights packed by oneDNN;
-- float16: packed by fbgemm, multiplied and added in float32;
+- float16, and bfloat16 for a few rows: packed by fbgemm in float16, with sums in float32;
 - int8: packed by fbgemm, a scale for each output and for each row of the input.
 
 Input and output are in float32, or wider if the weights are. Weights are read when a step is
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 StepLinear = Callable[[Tensor], Tensor]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# rows up to which fbgemm's float16 is quicker than oneDNN's bfloat16
+FEW_ROWS = 4
 PACKED_BY_ONEDNN = (torch.float32, torch.bfloat16)
 WHOLE_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -83,7 +85,7 @@ class Precision:
                 f"quantize='int8' works on the CPU, got a model on {device}; use "
                 "dtype=torch.bfloat16 there"
             )
-        if "fbgemm" not in torch.backends.quantized.supported_engines:
+        if not has_fbgemm():
             raise RuntimeError(
                 "quantize='int8' needs fbgemm, which this torch has not for this processor; use "
                 "dtype=torch.bfloat16"
@@ -112,10 +114,14 @@ def read_linear(
     if precision.quantize == "int8":
         return Int8Linear(weight, bias)
     dtype = weight.dtype if precision.dtype is None else precision.dtype
-    is_packed = weight.is_cpu and "fbgemm" in torch.backends.quantized.supported_engines
-    if dtype == torch.float16 and is_packed:
+    if dtype == torch.float16 and weight.is_cpu and has_fbgemm():
         return HalfLinear(weight, bias)
     return FloatLinear(weight.to(dtype), bias)
+
+
+def has_fbgemm() -> bool:
+    """Tell whether this torch has fbgemm for this processor."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 class StepLinears:
@@ -212,6 +218,11 @@ class FloatLinear:
         self.dtype_of_step = step_dtype(weight.dtype)
         self.can_pack = weight.is_cpu and self.dtype in PACKED_BY_ONEDNN and has_onednn()
         self.packs_single_rows = self.dtype != torch.float32
+        # float16 has all digits of bfloat16, but not its largest numbers
+        largest = torch.finfo(torch.float16).max
+        is_half_enough = self.dtype == torch.bfloat16 and weight.is_cpu and has_fbgemm()
+        self.has_half = is_half_enough and bool(weight.abs().amax() <= largest)
+        self.half: HalfLinear | None = None
         self.is_tall = weight.is_cpu and weight.shape[0] > weight.shape[1]
         self.transposed: Tensor | None = None
         self.packed: Any = None
@@ -219,6 +230,8 @@ class FloatLinear:
     def __call__(self, x: Float[Tensor, "b d_in"]) -> Float[Tensor, "b d_out"]:
         if self.dtype == self.dtype_of_step:
             return self._multiply(x)
+        if self.has_half and x.shape[0] <= FEW_ROWS:
+            return self._multiply_half(x)
         return self._multiply(x.to(self.dtype)).to(self.dtype_of_step)
 
     def _multiply(self, x: Float[Tensor, "b d_in"]) -> Float[Tensor, "b d_out"]:
@@ -228,6 +241,11 @@ class FloatLinear:
         if is_single and self.is_tall:
             return self._multiply_transposed(x)
         return F.linear(x, self.weight, self.bias)
+
+    def _multiply_half(self, x: Float[Tensor, "b d_in"]) -> Float[Tensor, "b d_out"]:
+        if self.half is None:
+            self.half = HalfLinear(self.weight, self.bias)
+        return self.half(x)
 
     def _multiply_packed(self, x: Tensor) -> Tensor:
         if self.packed is None:

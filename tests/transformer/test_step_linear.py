@@ -104,6 +104,18 @@ def test_each_output_in_int8_has_a_scale_of_its_own():
     assert (ratio[:, others].median(dim=0).values - 1).abs().max() < 0.1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bfloat16_takes_weights_beyond_those_of_float16(dtype, rows):
+    linear = make_linear(bias=False)
+    linear.weight[3, 5] = 1e6
+    linear.to(dtype)
+    x = torch.randn(rows, linear.in_features)
+    wanted = nn.functional.linear(x, linear.weight.float())
+    assert_near(StepLinears(Precision(torch.bfloat16)).read(linear)(x), wanted, 1e-2)
+
+
 # which weights are used
 
 
