@@ -140,8 +140,9 @@ SCALES = {
         ),
         quantizer_warmup_steps=6_000,
         transformer={"dim": 512, "attn_depth": 12, "attn_heads": 8, "attn_dim_head": 64},
+        # 1.3 GB for each mesh of 800 faces
         transformer_training=Training(
-            num_train_steps=30_000, batch_size=16, learning_rate=3e-4, warmup_steps=500
+            num_train_steps=30_000, batch_size=8, learning_rate=3e-4, warmup_steps=500
         ),
         num_captions=64,
         accelerator={"mixed_precision": "bf16"},

@@ -109,6 +109,19 @@ class SimulatedTensor(Tensor):
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(op, args, kwargs or {}, Counter())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy values and kind; ``Tensor`` itself would copy the memory behind ``data_ptr``."""
+        if id(self) not in memo:
+            values = self.detach().clone()
+            is_parameter = isinstance(self, torch.nn.Parameter)
+            copied = torch.nn.Parameter(values, requires_grad=False) if is_parameter else values
+            memo[id(self)] = copied.requires_grad_(self.requires_grad)
+        return memo[id(self)]
+
+    def data_ptr(self) -> int:
+        """Tell tensors that share memory from those that do not."""
+        return self.data_on_cpu.data_ptr()
+
     def numpy(self, *, force: bool = False) -> Any:
         """Refuse as a CUDA tensor does; ``Tensor.numpy`` itself refuses all subclasses."""
         if force:

@@ -66,12 +66,17 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.grad.cpu() for name, each in named if each.grad is not None}
 
 
-def assert_alike_in_both_places(results: Callable[[str], Any]) -> None:
-    """Compare results on the CPU with those on the device: equal but for the order of sums."""
+def assert_close(found: Any, expected: Any) -> None:
+    """Compare numbers that are equal but for the order of sums."""
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def assert_alike_in_both_places(results: Callable[[str], Any]) -> Any:
+    """Compare results on the CPU, which are returned, with those on the device."""
     expected = results("cpu")
     with SimulatedDevice() as device:
-        found = results(device.name)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+        assert_close(results(device.name), expected)
+    return expected
 
 
 # the device itself
@@ -330,12 +335,15 @@ def test_autoencoder_trains_on_a_device_as_on_the_cpu(tmp_path: Path) -> None:
         assert {each.device.type for each in trainer.averaged_model.parameters()} == {place}
         return losses(trainer)
 
-    assert_alike_in_both_places(train)
+    without_pause = assert_alike_in_both_places(train)
     folder = tmp_path / SimulatedDevice.name / "checkpoints"
     assert (folder / "mesh-autoencoder.samples.4" / "samples.png").is_file()
-    # from the device to the device, and to the CPU
-    start = folder / "mesh-autoencoder.ckpt.2"
-    assert_alike_in_both_places(lambda place: train(place, start))
+    # a checkpoint of either place is gone on from in the other, as if there had been no pause
+    starts = {"cpu": folder, SimulatedDevice.name: tmp_path / "cpu" / "checkpoints"}
+    resumed = assert_alike_in_both_places(
+        lambda place: train(place, starts[place] / "mesh-autoencoder.ckpt.2")
+    )
+    assert_close(resumed, without_pause)
 
 
 @pytest.mark.usefixtures("accelerated")
