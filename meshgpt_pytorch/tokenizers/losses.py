@@ -1,6 +1,5 @@
 """Reconstruction loss: cross entropy over coordinate bins, with neighbouring bins nearly right."""
 
-from functools import lru_cache
 from math import ceil
 
 import torch
@@ -12,23 +11,23 @@ from torch import Tensor
 from meshgpt_pytorch.typing import typecheck
 
 
-@lru_cache(maxsize=16)
-def gaussian_kernel(sigma: float | int) -> tuple[float, ...]:
+def gaussian_kernel(sigma: float | int, device: torch.device) -> Float[Tensor, " width"]:
     """Sample a Gaussian at whole bins, weights summing to one.
 
     Args:
         sigma: standard deviation in bins; 0 or less gives a single weight, so no blur.
+        device: where the weights are computed; a copy from the CPU would wait for it.
 
     Returns:
         an odd number of weights, the middle one for the bin itself; about five sigma wide.
     """
     if sigma <= 0.0:
-        return (1.0,)
+        return torch.ones(1, device=device)
     width = ceil(sigma * 5)
     width += (width + 1) % 2
-    distance = torch.arange(width, dtype=torch.float32) - width // 2
+    distance = torch.arange(width, dtype=torch.float32, device=device) - width // 2
     weights = torch.exp(-(distance**2) / (2 * sigma**2))
-    return tuple((weights / weights.sum()).tolist())
+    return weights / weights.sum()
 
 
 @typecheck
@@ -44,7 +43,7 @@ def gaussian_blur_1d(
     Returns:
         blurred values of the same shape.
     """
-    kernel = torch.tensor(gaussian_kernel(sigma), dtype=t.dtype, device=t.device)
+    kernel = gaussian_kernel(sigma, t.device).to(t.dtype)
     channels = t.shape[-1]
     blurred = F.conv1d(
         rearrange(t, "b n d -> b d n"),
@@ -74,7 +73,7 @@ def blurred_cross_entropy(
     """
     num_bins = logits.shape[-1]
     log_prob = logits.float().log_softmax(dim=-1)
-    kernel = torch.tensor(gaussian_kernel(sigma), device=logits.device)
+    kernel = gaussian_kernel(sigma, logits.device)
     offsets = torch.arange(len(kernel), device=logits.device) - len(kernel) // 2
     bins = targets[..., None] + offsets
     # weight that the blur moves past the first or last bin is lost

@@ -39,7 +39,7 @@ class KeyValues:
         if mask is not None:
             mask = F.pad(mask, (self.num_learned, 0), value=True)
             mask = rearrange(mask, "b n -> b 1 1 n")
-            self.mask = torch.zeros(mask.shape).to(both).masked_fill(~mask, -torch.inf)
+            self.mask = both.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
 
     def restart(self) -> None:
         """Forget all but what is learned."""
