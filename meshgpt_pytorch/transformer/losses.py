@@ -30,6 +30,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         labels: Int[Tensor, " n"],
         ignore_index: int,
     ) -> Float[Tensor, ""]:
+        with_gradient = any(ctx.needs_input_grad)
         is_counted = labels != ignore_index
         labels = labels.masked_fill(~is_counted, 0)
         inputs = (hidden, weight, bias)
@@ -42,7 +43,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             target = rearrange(labels[chunk], "n -> n 1")
             counts = is_counted[chunk].to(hidden.dtype)
             loss -= rearrange(log_prob.gather(1, target), "n 1 -> n") @ counts.float()
-            if any(ctx.needs_input_grad):
+            if with_gradient:
                 error = log_prob.exp_()
                 error.scatter_add_(1, target, -torch.ones_like(target, dtype=torch.float32))
                 error = error.to(hidden.dtype)
@@ -51,7 +52,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 add_product(gradients[1], error.T, hidden[chunk] * counts)
                 add_product(rearrange(gradients[2], "c -> c 1"), error.T, counts)
         num_counted = is_counted.sum().clamp(min=1)
-        if any(ctx.needs_input_grad):
+        if with_gradient:
             ctx.dtypes = [tensor.dtype for tensor in inputs]
             ctx.save_for_backward(num_counted, *gradients)
         return loss / num_counted
@@ -121,6 +122,9 @@ def linear_cross_entropy(
         the mean over positions that count.
     """
     device = hidden.device.type
+    if not torch.is_grad_enabled():
+        # a function of autograd cannot tell by itself, and would compute gradients
+        hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach()
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)

@@ -196,6 +196,7 @@ class TwoStageNetwork(Module):
         per_face = self.num_codes_per_face
         labels = F.pad(labels, (0, -labels.shape[1] % per_face), value=self.pad_id)
         labels = rearrange(labels, "b (nf n) -> b nf n", n=per_face)
+        # on CUDA the one place of the step that waits: the number of faces is a size from here on
         row, face = (labels != self.pad_id).any(dim=-1).nonzero(as_tuple=True)
         labels = labels[row, face]
         by_face = rearrange(by_face, "(b nf) n d -> b nf n d", b=len(fine))[row, face]

@@ -49,9 +49,29 @@ def test_nothing_to_count_is_a_loss_of_zero():
     assert loss == 0
 
 
-def test_loss_needs_no_gradient():
+def test_without_gradients_none_is_computed(monkeypatch):
+    products = []
+    monkeypatch.setattr(losses, "add_product", lambda *matrices: products.append(matrices))
     with torch.no_grad():
         assert not linear_cross_entropy(*inputs(), ignore_index=-1).requires_grad
+    assert not products
+    linear_cross_entropy(*inputs(), ignore_index=-1)
+    assert products
+
+
+def test_autocast_computes_logits_narrow_and_the_loss_wide():
+    hidden, weight, bias, labels = inputs()
+    plain = F.cross_entropy(F.linear(hidden, weight, bias), labels, ignore_index=-1)
+    wanted = torch.autograd.grad(plain, (hidden, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, bias, labels, ignore_index=-1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=2e-2, atol=2e-2)
+    for gradient, want in zip(
+        torch.autograd.grad(loss, (hidden, weight, bias)), wanted, strict=True
+    ):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, want, rtol=2e-2, atol=2e-3)
 
 
 def test_loss_of_a_model_is_the_cross_entropy_of_its_logits():
