@@ -34,7 +34,8 @@ def build_accelerator(
             costs time; without it such a step is an error.
 
     Warns:
-        UserWarning: accelerate was told to share the weights (FSDP), and does not on the CPU.
+        UserWarning: accelerate was told to share the weights (FSDP), or to train in float16, and
+            does not on the CPU.
 
     Raises:
         ImportError: wandb is asked for and not installed.
@@ -54,6 +55,12 @@ def build_accelerator(
         kwargs.setdefault("kwargs_handlers", [unused])
     accelerator = Accelerator(**kwargs)
     check_processes(accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        warnings.warn(
+            "accelerate uses float16 only on GPUs, and trains in float32 on cpu; pass "
+            "mixed_precision='bf16' for half precision there",
+            stacklevel=2,
+        )
     return accelerator
 
 
