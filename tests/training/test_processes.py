@@ -14,6 +14,7 @@ import torch
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.helpers import ROOT
+from tests.training import resumed_run
 from tests.training.runs import assert_same_state, without_speed
 from tests.training.two_processes import NUM_STEPS, make_trainer, meshes_of
 
@@ -63,6 +64,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     for name, model in (("model", one.unwrapped_model), ("ema", one.average.model)):
         saved = KINDS[kind].init_and_load(folder / f"{name}.safetensors")
         torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_with_everything_random_go_on_where_they_were(runs: Path) -> None:
+    for process in (0, 1):
+        report = json.loads((runs / f"resume.{process}.json").read_text())
+        assert report.keys() == set(resumed_run.KINDS)
+        assert all(all(each.values()) for each in report.values())
+        assert ("averaged_model" in report["transformer"]) == (process == 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

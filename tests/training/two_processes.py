@@ -20,7 +20,8 @@ from meshgpt_pytorch.mesh import Mesh
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
 from meshgpt_pytorch.training.loop import MeshTrainer
 from tests.helpers import box_mesh
-from tests.training.runs import Samples, make_autoencoder, make_transformer
+from tests.training import resumed_run
+from tests.training.runs import Samples, make_autoencoder, make_transformer, without_speed
 
 NUM_STEPS = 6
 BOXES: tuple[Mesh, ...] = tuple(
@@ -100,6 +101,26 @@ def share_of_weights(trainer: MeshTrainer) -> float:
     return own / whole
 
 
+def is_resume_exact(kind: str, folder: Path) -> dict[str, bool]:
+    """Tell whether two steps, a checkpoint and two more are four, with everything random on."""
+    first = resumed_run.build(kind, folder, 2)
+    first()
+    first.save(folder / "checkpoint")
+    whole, resumed = (resumed_run.build(kind, folder, 4) for _ in range(2))
+    whole()
+    resumed.load(folder / "checkpoint")
+    resumed()
+    losses = [[record["loss"] for record in each.history] for each in (whole, resumed)]
+    report = {"losses": losses[0] == losses[1]}
+    # the main process alone validates, and has the average
+    if whole.is_main:
+        report["history"] = without_speed(whole.history) == without_speed(resumed.history)
+        for name in ("unwrapped_model", "averaged_model"):
+            states = [getattr(each, name).state_dict() for each in (whole, resumed)]
+            report[name] = all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    return report
+
+
 def main(folder: Path, config: str) -> None:
     """Train both models, and go on from a checkpoint of each."""
     if config == "fsdp":
@@ -122,6 +143,9 @@ def main(folder: Path, config: str) -> None:
         }
         path = folder / f"{kind}.{trainer.accelerator.process_index}.json"
         path.write_text(json.dumps(report))
+    exact = {kind: is_resume_exact(kind, folder / "random" / kind) for kind in resumed_run.KINDS}
+    path = folder / f"resume.{PartialState().process_index}.json"
+    path.write_text(json.dumps(exact))
 
 
 if __name__ == "__main__":
