@@ -255,6 +255,18 @@ def decode_after(tokens: int) -> Row:
     )
 
 
+def generate_from_nothing(num_faces: int) -> Row:
+    """Memory of generating a mesh of so many faces from its first code on, small width."""
+    return Row(
+        f"generate all {num_faces:,} faces",
+        Generate(6 * num_faces, size=SMALL_SIZE),
+        QUICK_GENERATE,
+        {"float32": Variant(note=f"{6 * num_faces:,} codes, one after another")},
+        table="growth of memory",
+        has_upstream=False,
+    )
+
+
 def memory_at(num_faces: int) -> dict[str, Row]:
     """Memory of training and of generating at so many faces, small width."""
     train = Row(
@@ -288,6 +300,7 @@ def memory_at(num_faces: int) -> dict[str, Row]:
 GROWTH = {f"decode-{tokens}": decode_after(tokens) for tokens in (102, 1_002, 5_004, 20_004)}
 for _num_faces in (800, 3_200, 10_000):
     GROWTH |= memory_at(_num_faces)
+GROWTH["generate-all-10000"] = generate_from_nothing(10_000)
 
 ROWS: Mapping[str, Row] = {
     **MESHES,

@@ -35,7 +35,7 @@ SMALL_SIZE: Mapping[str, Any] = MappingProxyType(
     {"dim": 64, "attn_depth": 2, "attn_heads": 2, "attn_dim_head": 32}
 )
 TINY_SIZE: Mapping[str, Any] = MappingProxyType(
-    {"dim": 16, "attn_depth": 1, "attn_heads": 1, "attn_dim_head": 16}
+    {"dim": 16, "attn_depth": 1, "attn_heads": 2, "attn_dim_head": 8}
 )
 
 
