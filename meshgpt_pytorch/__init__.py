@@ -36,6 +36,10 @@ if TYPE_CHECKING:
         simplify_mesh as simplify_mesh,
     )
     from meshgpt_pytorch.prepare import prepare_meshes as prepare_meshes
+    from meshgpt_pytorch.recipes import (
+        AutoencoderRecipe as AutoencoderRecipe,
+        quick_recipe as quick_recipe,
+    )
     from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder as MeshAutoencoder
     from meshgpt_pytorch.trainer import (
         MeshAutoencoderTrainer as MeshAutoencoderTrainer,
@@ -78,6 +82,8 @@ MODULE_OF_NAME = {
     "minilm_path": "transformer.text",
     # train
     "MeshAutoencoderTrainer": "trainer",
+    "AutoencoderRecipe": "recipes",
+    "quick_recipe": "recipes",
     "MeshTransformerTrainer": "trainer",
     # write
     "faces_to_mesh": "mesh",
@@ -92,7 +98,7 @@ MODULE_OF_NAME = {
 # reachable as attributes after `import meshgpt_pytorch` alone
 SUBMODULES = frozenset(
     {"checkpoint", "data", "evaluation", "mesh", "meshgpt_pytorch", "modes", "tokenizers"}
-    | {"prepare", "trainer", "training", "transformer", "typing", "version"}
+    | {"prepare", "recipes", "trainer", "training", "transformer", "typing", "version"}
 )
 
 __all__ = ["__version__", *MODULE_OF_NAME]

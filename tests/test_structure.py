@@ -27,6 +27,7 @@ LAYERS = (
     ("mesh",),
     ("checkpoint",),
     ("data",),
+    ("recipes",),
     ("tokenizers",),
     ("transformer",),
     ("evaluation",),

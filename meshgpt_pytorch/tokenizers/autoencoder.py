@@ -28,6 +28,7 @@ from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.consistency import average_over_corners
 from meshgpt_pytorch.tokenizers.decoder import FaceDecoder
 from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
+from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
 from meshgpt_pytorch.tokenizers.losses import blurred_cross_entropy
 from meshgpt_pytorch.tokenizers.outputs import (
@@ -232,7 +233,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
             fsq_levels=fsq_levels,
         )
         self.vertex_shortcut = (
-            VertexShortcut(dim_codebook, num_discrete_coors) if vertex_shortcut else None
+            self._build_vertex_shortcut(dim_codebook) if vertex_shortcut else None
         )
         self._build_decoder(
             dim_codebook * nvf, decoder_dims_through_depth, init_decoder_conv_kernel, resnet_dropout
@@ -297,6 +298,13 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         )
         assert isinstance(codes, Tensor), "return_codes returns codes alone"
         return codes[0] if single else codes
+
+    def _build_vertex_shortcut(self, dim: int) -> VertexShortcut:
+        shortcut = VertexShortcut(dim, self.num_discrete_coors)
+        quantizer = self.quantizer
+        if isinstance(quantizer, FiniteScalarQuantizer) and len(quantizer.levels) == 3:
+            shortcut.start_as_identity(quantizer.project_in)
+        return shortcut
 
     def _encode_mesh(
         self, vertices: Tensor, faces: Tensor, face_edges: Tensor | None

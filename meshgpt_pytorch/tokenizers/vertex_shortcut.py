@@ -30,6 +30,19 @@ class VertexShortcut(Module):
         # of the bell over the bins, in bins; its logarithm, so that it stays above 0
         self.log_width = nn.Parameter(torch.zeros(1))
 
+    @torch.no_grad()
+    def start_as_identity(self, project_in: nn.Linear) -> None:
+        """Let a quantizer's projection to three axes give back the coordinates, at first.
+
+        From a random start, axes are skewed: it takes finer levels and longer to tell bins apart.
+
+        Args:
+            project_in: from a vertex to the three axes of a quantizer; its bias is set to zero.
+        """
+        self.from_coordinates.weight.copy_(torch.linalg.pinv(project_in.weight))
+        self.from_coordinates.bias.zero_()
+        project_in.bias.zero_()
+
     def add_coordinates(
         self, features: Float[Tensor, "b nv d"], bins: Int[Tensor, "b nv 3"]
     ) -> Float[Tensor, "b nv d"]:

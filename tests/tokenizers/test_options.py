@@ -182,7 +182,8 @@ def test_checkpointed_activations_give_the_same_step_for_less_memory(furniture, 
         steps.append({"loss": loss, **{n: p.grad for n, p in autoencoder.named_parameters()}})
         saved += kept
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
-    assert saved[0] < saved[1] / 2
+    # logits, and their average over vertices, are kept all the same
+    assert saved[0] < saved[1] * 0.6
 
 
 def test_another_pad_id_gives_the_same_step_and_codes(batch):

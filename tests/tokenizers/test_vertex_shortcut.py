@@ -65,3 +65,23 @@ def test_quantize_asks_for_the_vertices():
             face_mask=torch.ones(1, 1, dtype=torch.bool),
             face_embed=torch.zeros(1, 1, TINY["encoder_dims_through_depth"][-1]),
         )
+
+
+def test_codes_start_as_the_coordinates():
+    torch.manual_seed(0)
+    autoencoder = MeshAutoencoder(
+        quantizer="fsq",
+        fsq_levels=(16, 16, 16),
+        codebook_size=4096,
+        vertex_shortcut=True,
+        encoder_dims_through_depth=(16, 24),
+        decoder_dims_through_depth=(16, 16),
+    )
+    bins = torch.randint(0, 128, (1, 30, 3))
+    vertices = (bins + 0.5) / 64 - 1
+    faces = torch.arange(30).reshape(1, 10, 3)
+    codes = autoencoder.tokenize(vertices, faces)
+    # 256 cells an axis, two a bin: x in the lowest digit of both codes, then y, then z
+    digits = codes[..., None] // torch.tensor([1, 16, 256]) % 16
+    cells = digits[:, :, 0] * 16 + digits[:, :, 1]
+    assert ((cells - 2 * bins).abs() <= 1).all()

@@ -1,0 +1,284 @@
+"""How well an autoencoder rebuilds meshes, seen and unseen, after a given time of training.
+
+    python benchmarks/autoencoder_quality.py --list
+    python benchmarks/autoencoder_quality.py recipe --minutes 5 15 30 --seeds 0 1 2
+    python benchmarks/autoencoder_quality.py upstream --upstream PYTHON
+
+All variants have the same sizes and see the same split: a tenth of the meshes, with those that look
+like one of them, is kept for validation. Batches of 16, AdamW, a warm-up of 50 steps, then the
+learning rate falls in a line from 30 % of the time to its end. Each budget is a training of its
+own. Upstream runs in its own environment, whose interpreter is `--upstream`.
+
+With `--clock cpu` the budget counts time of the processor, so that other processes may run beside.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = ROOT / "examples" / "data" / "furniture_adaptive.npz"
+BATCH_SIZE = 16
+MAX_FACES = 100
+LEARNING_RATE = 1e-3
+SIZES: Mapping[str, Any] = {
+    "encoder_dims_through_depth": (64, 128, 256),
+    "decoder_dims_through_depth": (128, 128, 192, 192, 256, 256),
+    "dim_codebook": 128,
+}
+Batch = dict[str, Tensor]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one row trains.
+
+    Args:
+        options: of the autoencoder, besides the sizes.
+        is_augmented: train on meshes scaled, mirrored and shifted anew in each epoch.
+        warm_up: share of the time without the quantizer.
+        is_upstream: train upstream's autoencoder.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_augmented: bool = True
+    warm_up: float = 0.0
+    is_upstream: bool = False
+
+
+FSQ: Mapping[str, Any] = {
+    "quantizer": "fsq",
+    "fsq_levels": (16, 16, 16),
+    "codebook_size": 4096,
+}
+VARIANTS = {
+    "upstream": Variant(is_augmented=False, is_upstream=True),
+    "upstream 1024": Variant({"codebook_size": 1024}, is_augmented=False, is_upstream=True),
+    "lfq": Variant(is_augmented=False),
+    "lfq, augmented": Variant(),
+    "lfq, warm-up": Variant(warm_up=0.4),
+    "lfq, consistent": Variant({"vertex_consistent": True}),
+    "lfq, shortcut": Variant({"vertex_shortcut": True}),
+    "rvq": Variant({"quantizer": "rvq", "codebook_size": 1024}),
+    "simvq": Variant({"quantizer": "simvq", "codebook_size": 1024}),
+    "simvq, shortcut": Variant(
+        {"quantizer": "simvq", "codebook_size": 1024, "vertex_shortcut": True}
+    ),
+    "fsq": Variant(FSQ),
+    "fsq, shortcut": Variant({**FSQ, "vertex_shortcut": True}),
+    "recipe, not augmented": Variant(
+        {**FSQ, "vertex_shortcut": True, "vertex_consistent": True}, is_augmented=False
+    ),
+    # the model and the augmentation of meshgpt_pytorch.quick_recipe
+    "recipe": Variant({**FSQ, "vertex_shortcut": True, "vertex_consistent": True}),
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of coordinates, and of faces with all nine, that fall in the right bin."""
+
+    coordinate: float
+    triangle: float
+
+
+def collate(meshes: Sequence[Mapping[str, Tensor]]) -> Batch:
+    """Pad meshes to a batch; both sides read it alike."""
+    padding = {"vertices": 0.0, "faces": -1, "face_edges": -1}
+    return {
+        key: pad_sequence([mesh[key] for mesh in meshes], batch_first=True, padding_value=value)
+        for key, value in padding.items()
+    }
+
+
+def endless_batches(meshes: Any, generator: torch.Generator) -> Iterator[Batch]:
+    """Read shuffled epochs one after another."""
+    epoch = 0
+    order: list[int] = []
+    while True:
+        if len(order) < BATCH_SIZE:
+            if hasattr(meshes, "set_epoch"):
+                meshes.set_epoch(epoch)
+            epoch += 1
+            order += torch.randperm(len(meshes), generator=generator).tolist()
+        yield collate([meshes[index] for index in order[:BATCH_SIZE]])
+        order = order[BATCH_SIZE:]
+
+
+def learning_rate(step: int, share: float) -> float:
+    """Warm up over steps, hold, and fall to zero over the time."""
+    return LEARNING_RATE * min(1.0, (step + 1) / 50, (1 - share) / 0.7)
+
+
+def train(model: Any, batches: Iterator[Batch], budget: float, clock: Clock, warm_up: float) -> int:
+    """Train for so many seconds, a first share of them unquantised; return the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.99))
+    model.train()
+    start, step = clock(), 0
+    while (share := (clock() - start) / budget) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, share)
+        extra = {"skip_quantizer": True} if share < warm_up else {}
+        loss = model(**next(batches), **extra)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    return step
+
+
+@torch.no_grad()
+def measure(model: Any, meshes: Sequence[Mapping[str, Tensor]]) -> Accuracy:
+    """Compare reconstructions through the codes with the meshes, bin by bin."""
+    model.eval()
+    right = []
+    for start in range(0, len(meshes), BATCH_SIZE):
+        batch = collate(meshes[start : start + BATCH_SIZE])
+        recon = model(**batch, only_return_recon_faces=True)
+        row = torch.arange(len(recon))[:, None, None]
+        target = batch["vertices"][row, batch["faces"].clamp(min=0)]
+        exists = (batch["faces"] >= 0).all(dim=-1)
+        half_bin = 1 / model.num_discrete_coors
+        right.append(((recon - target).abs() < half_bin)[exists].flatten(1))
+    is_right = torch.cat(right)
+    return Accuracy(float(is_right.double().mean()), float(is_right.all(dim=1).double().mean()))
+
+
+def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
+    """Keep a tenth of the small meshes, and what looks like one of them, for validation."""
+    from meshgpt_pytorch.data import MeshDataset, near_duplicate_groups
+
+    dataset = MeshDataset(pack).filter(max_faces=MAX_FACES).canonicalize()
+    dataset.cache_face_edges()
+    groups = near_duplicate_groups(near_duplicates or [], list(dataset.labels["key"]))
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    held_out = {groups[index] for index in order[: round(len(dataset) / 10)].tolist()}
+    is_validation = torch.tensor([group in held_out for group in groups])
+    keys = ("vertices", "faces", "face_edges")
+    return (
+        dataset.select(~is_validation).with_keys(*keys),
+        dataset.select(is_validation).with_keys(*keys),
+    )
+
+
+def run(variant: Variant, data: Mapping[str, Any], seed: int, budget: float, clock: str) -> dict:
+    """Train a variant and return what it reached."""
+    from meshgpt_pytorch import MeshAutoencoder
+
+    torch.manual_seed(seed)
+    model = MeshAutoencoder(**SIZES, **variant.options)
+    meshes = data["train"]
+    if variant.is_augmented:
+        from meshgpt_pytorch.data.augment import Compose, Mirror, Scale, Shift
+
+        meshes = meshes.augment(Compose(Scale(), Mirror(), Shift()), seed=seed)
+    batches = endless_batches(meshes, torch.Generator().manual_seed(seed))
+    read_clock = {"cpu": time.process_time, "wall": time.perf_counter}[clock]
+    steps = train(model, batches, budget, read_clock, variant.warm_up)
+    parts = {part: [data[part][i] for i in range(len(data[part]))] for part in ("train", "val")}
+    return {"steps": steps} | {part: asdict(measure(model, parts[part])) for part in parts}
+
+
+def run_upstream(name: str, data: Mapping[str, Any], python: Path, **options: Any) -> dict:
+    """Run a variant of upstream in a process of its own environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        meshes = {part: [data[part][i] for i in range(len(data[part]))] for part in data}
+        torch.save(meshes, Path(folder) / "meshes.pt")
+        environment = {key: item for key, item in os.environ.items() if key != "PYTHONPATH"}
+        request = json.dumps({"name": name, **options})
+        answer = subprocess.run(
+            [python, __file__, "--serve", Path(folder) / "meshes.pt", request],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def serve(path: str, request: str) -> None:
+    """Do what `run_upstream` asks for, with upstream's package."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.worker import enter
+
+    enter("upstream")
+    options = json.loads(request)
+    torch.set_num_threads(options.pop("threads"))
+    variant = VARIANTS[options.pop("name")]
+    print(json.dumps(run(variant, torch.load(path), **options)))
+
+
+def main() -> None:
+    """Train what the command line asks for, and print and write what it reached."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="default: all")
+    parser.add_argument("--list", action="store_true", help="print the names of the variants")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[5.0, 15.0, 30.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--near-duplicates", type=Path, help="table of look-alikes")
+    parser.add_argument("--upstream", type=Path, help="interpreter with meshgpt-pytorch 1.8.1")
+    parser.add_argument("--out", type=Path, help="a line of JSON for each run is added")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(VARIANTS))
+        return
+    names = arguments.variants or list(VARIANTS)
+    if arguments.upstream is None and any(VARIANTS[name].is_upstream for name in names):
+        parser.error("variants of upstream need --upstream, the interpreter of its environment")
+
+    torch.set_num_threads(arguments.threads)
+    train_meshes, val_meshes = split(arguments.pack, arguments.near_duplicates)
+    data = {"train": train_meshes, "val": val_meshes}
+    print(f"{len(train_meshes)} meshes to train on, {len(val_meshes)} to validate with")
+    print(
+        "| variant | seed | minutes | steps | coordinates, train / val | triangles, train / val |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        for seed in arguments.seeds:
+            for minutes in arguments.minutes:
+                options = {"seed": seed, "budget": 60 * minutes, "clock": arguments.clock}
+                if VARIANTS[name].is_upstream:
+                    options["threads"] = arguments.threads
+                    result = run_upstream(name, data, arguments.upstream, **options)
+                else:
+                    result = run(VARIANTS[name], data, **options)
+                report(name, {**vars(arguments), **options, "minutes": minutes}, result)
+
+
+def report(name: str, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Print a row of a table, and add a line to the file."""
+    shares = [
+        " / ".join(f"{result[part][kind]:.3f}" for part in ("train", "val"))
+        for kind in ("coordinate", "triangle")
+    ]
+    row = (name, options["seed"], options["minutes"], result["steps"], *shares)
+    print(f"| {' | '.join(map(str, row))} |", flush=True)
+    if options["out"] is not None:
+        kept = {key: options[key] for key in ("seed", "minutes", "clock", "threads")}
+        with options["out"].open("a") as file:
+            file.write(json.dumps({"variant": name, **kept, **result}) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:4])
+    else:
+        main()
