@@ -303,7 +303,7 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         shortcut = VertexShortcut(dim, self.num_discrete_coors)
         quantizer = self.quantizer
         if isinstance(quantizer, FiniteScalarQuantizer) and len(quantizer.levels) == 3:
-            shortcut.start_as_identity(quantizer.project_in)
+            shortcut.start_as_identity(quantizer.project_in, quantizer.project_out)
         return shortcut
 
     def _encode_mesh(

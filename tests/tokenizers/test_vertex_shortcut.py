@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
-from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
+from meshgpt_pytorch.tokenizers.vertex_shortcut import START_WIDTH, VertexShortcut
 from tests.tokenizers.models import FSQ, TINY, batch_for, tiny_autoencoder
 
 
@@ -18,10 +18,9 @@ def test_logits_are_a_bell_about_the_position_of_a_vertex():
     position = rearrange(shortcut.to_coordinates(corners), "b nf nvf c -> b nf (nvf c)")
     nearest = ((position + 1) * 8 - 0.5).round().clamp(0, 15).long()
     assert torch.equal(logits.argmax(dim=-1), nearest)
-    # one bin wide at first
     at_peak = logits.gather(-1, nearest[..., None])
     distance = (position + 1) * 8 - 0.5 - nearest
-    torch.testing.assert_close(at_peak[..., 0], -(distance**2) / 2)
+    torch.testing.assert_close(at_peak[..., 0], -((distance / START_WIDTH) ** 2) / 2)
 
 
 def test_gates_start_closed():
