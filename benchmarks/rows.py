@@ -64,6 +64,7 @@ DECODING = {
             "bfloat16": Variant(goal=2.5, changes=IN_BFLOAT16),
             "int8": Variant(goal=4.0, changes=IN_INT8),
         },
+        repeats=2,
     ),
     "generate-long": Row(
         "generate, batch 1, tokens 4,200 to 4,800",

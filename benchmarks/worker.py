@@ -26,8 +26,8 @@ from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = Path("/proc/meminfo")
-# of the memory that is available, what a worker may take
-MEMORY_SHARE = 0.85
+# of the memory that is available, what a worker may take: near the end a machine only swaps
+MEMORY_SHARE = 0.6
 DISTRIBUTIONS = (
     "meshgpt-pytorch",
     "torch",
@@ -142,7 +142,7 @@ def describe(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
-        return f"needs more than the {limit / 1e9:.0f} GB that were free"
+        return f"needs more than the {limit / 1e9:.0f} GB that it may take"
     return f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ''}"
 
 
