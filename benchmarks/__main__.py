@@ -118,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_parser.add_argument("--write", action="store_true", help="keep what comes out")
     chosen = parser.parse_args(arguments)
 
+    if chosen.command == "run" and chosen.write and (chosen.quick or chosen.alone):
+        parser.error("--write keeps whole measurements: leave out --quick and --alone")
     if chosen.command == "list":
         print("\n".join(f"{name:28} {row.title}" for name, row in ROWS.items()))
     elif chosen.command == "tables":

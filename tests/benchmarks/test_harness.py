@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.__main__ import choose_rows, choose_sides, merged, versions_of
+from benchmarks.__main__ import choose_rows, choose_sides, main, merged, versions_of
 from benchmarks.client import Side, WorkerError, Workers
 from benchmarks.comparison import (
     Effort,
@@ -231,3 +231,10 @@ def test_furniture_of_one_size_and_of_spread_sizes():
     assert sizes[-1] <= 200
     with pytest.raises(ValueError, match="wanted 3 furniture meshes of 801 faces, got 0"):
         furniture_batch(801, 3)
+
+
+@pytest.mark.parametrize("option", ["--quick", "--alone"])
+def test_only_whole_measurements_are_kept(option: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["run", "--write", option])
+    assert "--write keeps whole measurements" in capsys.readouterr().err
