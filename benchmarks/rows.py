@@ -29,6 +29,21 @@ CHECKPOINTED = {"checkpoint_activations": True}
 QUICK_TRANSFORMER = TrainTransformer((4, 2), size=TINY_SIZE)
 QUICK_AUTOENCODER = TrainAutoencoder(8, 1, SMALL_AUTOENCODER, on_grids=True)
 
+# what was tried where a row falls short
+MOSTLY_PRODUCTS = (
+    "about nine tenths of our step are matrix products that both sides do; gate loops, attention "
+    "without masks and aligned logits took most of the rest"
+)
+TOKENIZING = (
+    "half of our time are matrix products that both sides do; the sums over neighbouring faces are "
+    "next"
+)
+KEPT_FOR_BACKWARD = (
+    "logits, masks and what gate loops pass through are not kept; what is left are the inputs of "
+    "matrix products, which only `checkpoint_activations` does without"
+)
+HALF_AGAINST_FLOAT = "ours under autocast, upstream in float32"
+
 IN_BFLOAT16 = {"options": {"dtype": torch.bfloat16}, "bytes_per_weight": 2}
 IN_INT8 = {"options": {"quantize": "int8"}, "bytes_per_weight": 1}
 
@@ -50,7 +65,7 @@ MESHES = {
         "tokenize 100 furniture meshes",
         Tokenize(100),
         Tokenize(2, SMALL_AUTOENCODER),
-        {"float32": Variant(goal=2)},
+        {"float32": Variant(goal=2, note=TOKENIZING)},
     ),
 }
 
@@ -98,8 +113,8 @@ TRAINING = {
         TrainTransformer((200,)),
         QUICK_TRANSFORMER,
         {
-            "float32": Variant(goal=1.75),
-            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16),
+            "float32": Variant(goal=1.75, note=MOSTLY_PRODUCTS),
+            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16, note=HALF_AGAINST_FLOAT),
         },
     ),
     "train-800": Row(
@@ -107,8 +122,8 @@ TRAINING = {
         TrainTransformer((800,)),
         QUICK_TRANSFORMER,
         {
-            "float32": Variant(goal=1.75),
-            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16),
+            "float32": Variant(goal=1.75, note=MOSTLY_PRODUCTS),
+            "bfloat16": Variant(goal=1.75, changes=TRAIN_IN_BFLOAT16, note=HALF_AGAINST_FLOAT),
         },
         repeats=2,
     ),
@@ -121,9 +136,10 @@ TRAINING = {
                 goal=2.5,
                 note="sizes are quantiles of the furniture's, a quarter of each: "
                 + ", ".join(map(str, ragged_sizes(8, share=0.25)))
-                + " faces",
+                + " faces; "
+                + MOSTLY_PRODUCTS,
             ),
-            "bfloat16": Variant(goal=2.5, changes=TRAIN_IN_BFLOAT16),
+            "bfloat16": Variant(goal=2.5, changes=TRAIN_IN_BFLOAT16, note=HALF_AGAINST_FLOAT),
         },
         repeats=2,
     ),
@@ -172,6 +188,11 @@ IMPORTS = {
     ),
 }
 
+TRANSFORMER_MEMORY = {
+    "float32": Variant(goal=3, note=KEPT_FOR_BACKWARD),
+    "checkpointed": Variant(goal=3, changes=CHECKPOINTED),
+}
+
 MEMORY = {
     "edges-memory": Row(
         "`derive_face_edges_from_faces`, 6,400 faces",
@@ -192,21 +213,21 @@ MEMORY = {
         "transformer train step, 200 faces, batch 1",
         TrainTransformer((200,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
+        TRANSFORMER_MEMORY,
         table="memory",
     ),
     "train-800-memory": Row(
         "transformer train step, 800 faces, batch 1",
         TrainTransformer((800,)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
+        TRANSFORMER_MEMORY,
         table="memory",
     ),
     "train-ragged-memory": Row(
         "transformer train step, ragged batch of 8",
         TrainTransformer(ragged_sizes(8, share=0.25)),
         QUICK_TRANSFORMER,
-        {"float32": Variant(goal=3), "checkpointed": Variant(goal=3, changes=CHECKPOINTED)},
+        TRANSFORMER_MEMORY,
         table="memory",
     ),
     "autoencoder-memory": Row(
