@@ -143,7 +143,7 @@ def test_line_of_memory():
 
 
 def test_line_says_why_there_is_no_figure(monkeypatch: pytest.MonkeyPatch):
-    failed = Measurement("train-200", 0.0, {"float32": Outcome(error="a|b\nc")}, Outcome())
+    failed = Measurement("edges", 0.0, {"float32": Outcome(error="a|b\nc")}, Outcome())
     assert line(failed)[-1] == "ours: a/b c"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     skipped = measure("gpu-train", ROWS["gpu-train"], Workers({}), QUICK)
