@@ -42,13 +42,14 @@ DISTRIBUTIONS = (
 def enter(side: str) -> None:
     """Let `meshgpt_pytorch` be this side's package, and `benchmarks` this folder."""
     here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if path not in ("", here, str(ROOT)))]
+    installed = [path for path in sys.path if path not in ("", here)]
+    sys.path[:] = [str(ROOT), *installed]
     import benchmarks
 
     assert Path(benchmarks.__path__[0]) == ROOT / "benchmarks", "another package is in the way"
     if side == "upstream":
         # parts of `benchmarks` are found all the same: it knows its folder
-        sys.path.remove(str(ROOT))
+        sys.path[:] = installed
         from benchmarks.upstream import allow_torchvision
 
         allow_torchvision()
