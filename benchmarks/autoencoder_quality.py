@@ -204,7 +204,7 @@ def run_upstream(name: str, data: Mapping[str, Any], python: Path, **options: An
             [python, __file__, "--serve", Path(folder) / "meshes.pt", request],
             env=environment,
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
         )
     return json.loads(answer.stdout.splitlines()[-1])
@@ -213,9 +213,18 @@ def run_upstream(name: str, data: Mapping[str, Any], python: Path, **options: An
 def serve(path: str, request: str) -> None:
     """Do what `run_upstream` asks for, with upstream's package."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks.worker import enter
+    from benchmarks.upstream import VERSION
+    from benchmarks.worker import enter, introduce
 
+    # or else this checkout's package would be taken for upstream's
+    sys.path.remove(str(ROOT))
     enter("upstream")
+    found = introduce()["versions"]["meshgpt-pytorch"]
+    if found != VERSION:
+        raise RuntimeError(
+            f"upstream must be {VERSION}, got {found}; pass --upstream the interpreter of an "
+            "environment with that version, such as the one `make bench` makes"
+        )
     options = json.loads(request)
     torch.set_num_threads(options.pop("threads"))
     variant = VARIANTS[options.pop("name")]

@@ -3,7 +3,8 @@
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -93,8 +94,11 @@ def measure(name: str, row: Row, workers: Workers, effort: Effort) -> Measuremen
         contestants.append(UPSTREAM)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
-        take = measure_memory if row.measure == "memory" else measure_time
-        outcomes = take(name, row, contestants, workers, weights, effort)
+        request = {"prepare": name, "weights": str(weights), "quick": effort.is_quick}
+        if row.measure == "memory":
+            outcomes = measure_memory(contestants, workers, request)
+        else:
+            outcomes = measure_time(contestants, workers, request, schedule(row, effort))
     upstream = outcomes.pop(UPSTREAM, None)
     measurement = Measurement(name, load, outcomes, upstream)
     check_same_work(measurement)
@@ -114,21 +118,24 @@ def check_same_work(measurement: Measurement) -> None:
 
 
 def measure_time(
-    name: str,
-    row: Row,
     contestants: Sequence[str],
     workers: Workers,
-    weights: Path,
-    effort: Effort,
+    request: Mapping[str, Any],
+    repeats: Iterable[tuple[int, str]],
 ) -> dict[str, Outcome]:
-    """Let the contestants work in turn, while the others wait."""
+    """Let the contestants work in turn, while the others wait.
+
+    Args:
+        request: what gets them ready.
+        repeats: how many threads, and which clock counts.
+    """
     outcomes = {contestant: Outcome() for contestant in contestants}
     seconds: dict[str, dict[str, list[float]]] = {
         contestant: {"cpu": [], "wall": []} for contestant in contestants
     }
     for contestant, outcome in outcomes.items():
-        prepare(workers.of(side_of(contestant)), name, contestant, weights, outcome, effort)
-    for threads, clock in schedule(row, effort):
+        prepare(workers.of(side_of(contestant)), contestant, outcome, request)
+    for threads, clock in repeats:
         for contestant, outcome in outcomes.items():
             worker = workers.of(side_of(contestant))
             answer = run(worker, contestant, outcome, threads=threads, measure="time")
@@ -150,18 +157,13 @@ def schedule(row: Row, effort: Effort) -> Iterator[tuple[int, str]]:
 
 
 def measure_memory(
-    name: str,
-    row: Row,
-    contestants: Sequence[str],
-    workers: Workers,
-    weights: Path,
-    effort: Effort,
+    contestants: Sequence[str], workers: Workers, request: Mapping[str, Any]
 ) -> dict[str, Outcome]:
     """Let each contestant work once in a process of its own."""
     outcomes = {contestant: Outcome() for contestant in contestants}
     for contestant, outcome in outcomes.items():
-        with Worker(workers.sides[side_of(contestant)], for_memory=True) as worker:
-            prepare(worker, name, contestant, weights, outcome, effort)
+        with closing(Worker(workers.sides[side_of(contestant)], for_memory=True)) as worker:
+            prepare(worker, contestant, outcome, request)
             answer = run(worker, contestant, outcome, threads=1, measure="memory")
             if answer is not None:
                 outcome.memory = Figure.of([answer["bytes"]])
@@ -173,15 +175,10 @@ def side_of(contestant: str) -> str:
     return UPSTREAM if contestant == UPSTREAM else "ours"
 
 
-def prepare(
-    worker: Worker, name: str, contestant: str, weights: Path, outcome: Outcome, effort: Effort
-) -> None:
+def prepare(worker: Worker, contestant: str, outcome: Outcome, request: Mapping[str, Any]) -> None:
     """Let a contestant get ready; note if it cannot."""
     try:
-        answer = worker.ask(
-            prepare=name, contestant=contestant, weights=str(weights), quick=effort.is_quick
-        )
-        outcome.facts = answer["facts"]
+        outcome.facts = worker.ask(**request, contestant=contestant)["facts"]
     except WorkerError as error:
         outcome.error = str(error)
 

@@ -86,7 +86,8 @@ def test_growth_of_memory_is_that_of_the_peak():
 
 def test_work_that_fails_is_reported(workers: Workers, tmp_path: Path):
     outcome = Outcome()
-    prepare(workers.of("ours"), "no such row", "float32", tmp_path, outcome, QUICK)
+    request = {"prepare": "no such row", "weights": str(tmp_path), "quick": True}
+    prepare(workers.of("ours"), "float32", outcome, request)
     assert outcome.error == "KeyError: 'no such row'"
     # and is not tried again
     assert run(workers.of("ours"), "float32", outcome, threads=1, measure="time") is None

@@ -169,7 +169,7 @@ def test_checkpointing_gives_the_same_step_for_less_memory(batch, num_quantizers
 def test_checkpointed_activations_give_the_same_step_for_less_memory(furniture, kind):
     vertices, faces = batch_for(kind, furniture)
     # deep enough that what is between layers does not count for much
-    options = {"decoder_dims_through_depth": (16,) * 8, "resnet_dropout": 0.1}
+    options = {"decoder_dims_through_depth": (16,) * 16, "resnet_dropout": 0.1}
     steps, saved = [], []
     for checkpoint_activations in (True, False):
         autoencoder = tiny_autoencoder(
@@ -183,7 +183,7 @@ def test_checkpointed_activations_give_the_same_step_for_less_memory(furniture, 
         saved += kept
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
     # logits, and their average over vertices, are kept all the same
-    assert saved[0] < saved[1] * 0.6
+    assert saved[0] < saved[1] * 0.5
 
 
 def test_another_pad_id_gives_the_same_step_and_codes(batch):

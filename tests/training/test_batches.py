@@ -139,8 +139,9 @@ def test_items_draw_the_same_at_random_whoever_reads_them() -> None:
     assert start | rest == whole
 
 
-def test_items_of_the_last_step_are_known() -> None:
-    batches = TrainingBatches(
+def accumulated_batches() -> TrainingBatches:
+    """Batches of 2 of 7 numbers, two to a step."""
+    return TrainingBatches(
         Numbers(7),
         Accelerator(cpu=True),
         batch_size=2,
@@ -148,19 +149,16 @@ def test_items_of_the_last_step_are_known() -> None:
         seed=0,
         grad_accum_every=2,
     )
+
+
+def test_items_of_the_last_step_are_known() -> None:
+    batches = accumulated_batches()
     taken = take(batches, 4)
     assert batches.recent_indices() == taken[2] + taken[3]
 
 
 def test_steps_read_every_batch_of_the_epochs() -> None:
-    batches = TrainingBatches(
-        Numbers(7),
-        Accelerator(cpu=True),
-        batch_size=2,
-        collate=custom_collate,
-        seed=0,
-        grad_accum_every=2,
-    )
+    batches = accumulated_batches()
     assert batches.batches_an_epoch == 3
     assert [batches.steps_in_epochs(epochs) for epochs in (1, 2, 3)] == [2, 3, 5]
 
