@@ -96,9 +96,10 @@ def test_work_that_fails_is_reported(workers: Workers, tmp_path: Path):
 def test_a_process_that_ended_is_reported_and_replaced():
     alone = Workers({"ours": Side("ours")})
     with closing(alone):
-        alone.of("ours").process.kill()
+        killed = alone.of("ours")
+        killed.process.kill()
         with pytest.raises(WorkerError, match="the ours process was ended by SIGKILL"):
-            alone.of("ours").ask(run="float32", threads=1, measure="time")
+            killed.ask(run="float32", threads=1, measure="time")
         assert alone.of("ours").versions["meshgpt-pytorch"] == __version__
 
 
