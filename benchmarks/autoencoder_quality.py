@@ -3,11 +3,15 @@
     python benchmarks/autoencoder_quality.py --list
     python benchmarks/autoencoder_quality.py recipe --minutes 5 15 30 --seeds 0 1 2
     python benchmarks/autoencoder_quality.py upstream --upstream PYTHON
+    python benchmarks/autoencoder_quality.py --table quality.jsonl
 
 All variants have the same sizes and see the same split: a tenth of the meshes, with those that look
 like one of them, is kept for validation. Batches of 16, AdamW, a warm-up of 50 steps, then the
 learning rate falls in a line from 30 % of the time to its end. Each budget is a training of its
 own. Upstream runs in its own environment, whose interpreter is `--upstream`.
+
+A run adds a line to the file `--out` as it ends, and is not repeated if it is there: start again
+what was cut off, and it goes on. `--table` turns such a file into a table.
 
 With `--clock cpu` the budget counts time of the processor, so that other processes may run beside.
 """
@@ -21,9 +25,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby, product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -165,8 +172,8 @@ def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
     dataset = MeshDataset(pack).filter(max_faces=MAX_FACES).canonicalize()
     dataset.cache_face_edges()
     groups = near_duplicate_groups(near_duplicates or [], list(dataset.labels["key"]))
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    held_out = {groups[index] for index in order[: round(len(dataset) / 10)].tolist()}
+    order = np.random.default_rng(0).permutation(len(dataset))
+    held_out = {groups[index] for index in order[: round(len(dataset) / 10)]}
     is_validation = torch.tensor([group in held_out for group in groups])
     keys = ("vertices", "faces", "face_edges")
     return (
@@ -231,11 +238,60 @@ def serve(path: str, request: str) -> None:
     print(json.dumps(run(variant, torch.load(path), **options)))
 
 
-def main() -> None:
-    """Train what the command line asks for, and print and write what it reached."""
+def identify(name: str, seed: int, minutes: float, arguments: argparse.Namespace) -> dict:
+    """Return what tells a run from others in a file of results."""
+    return {
+        "variant": name,
+        "seed": seed,
+        "minutes": minutes,
+        "clock": arguments.clock,
+        "threads": arguments.threads,
+        "pack": arguments.pack.name,
+    }
+
+
+def read_results(path: Path | None) -> list[dict]:
+    """Read the lines of a file of results; none without a file."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def print_table(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print means over seeds, with the least and the greatest value."""
+    setting = ("minutes", "clock", "threads", "pack")
+    columns = ("variant", *setting, "seeds", "steps", "coordinates: train", "val")
+    print("| " + " | ".join((*columns, "triangles: train", "val")) + " |")
+    print("|" + "---|" * (len(columns) + 2))
+    names = {name: place for place, name in enumerate(dict.fromkeys(r["variant"] for r in results))}
+
+    def row_of(result: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*(result[key] for key in setting), names[result["variant"]])
+
+    for _, group in groupby(sorted(results, key=row_of), row_of):
+        runs = list(group)
+        shares = [
+            spread([run[part][kind] for run in runs])
+            for kind in ("coordinate", "triangle")
+            for part in ("train", "val")
+        ]
+        values = (runs[0]["variant"], *(runs[0][key] for key in setting), len(runs))
+        steps = round(mean(run["steps"] for run in runs))
+        print("| " + " | ".join(map(str, (*values, steps, *shares))) + " |")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean, and the ends of more than one value."""
+    ends = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{ends}"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="default: all")
     parser.add_argument("--list", action="store_true", help="print the names of the variants")
+    parser.add_argument("--table", type=Path, help="print what this file of results says")
     parser.add_argument("--minutes", type=float, nargs="+", default=[5.0, 15.0, 30.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -245,45 +301,49 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path, help="interpreter with meshgpt-pytorch 1.8.1")
     parser.add_argument("--out", type=Path, help="a line of JSON for each run is added")
     arguments = parser.parse_args()
+    arguments.variants = arguments.variants or list(VARIANTS)
+    trains = not (arguments.list or arguments.table)
+    needs_upstream = any(VARIANTS[name].is_upstream for name in arguments.variants)
+    if trains and needs_upstream and arguments.upstream is None:
+        parser.error("variants of upstream need --upstream, the interpreter of its environment")
+    return arguments
+
+
+def main() -> None:
+    """Train what the command line asks for, and print and write what it reached."""
+    arguments = parse_arguments()
     if arguments.list:
         print("\n".join(VARIANTS))
-        return
-    names = arguments.variants or list(VARIANTS)
-    if arguments.upstream is None and any(VARIANTS[name].is_upstream for name in names):
-        parser.error("variants of upstream need --upstream, the interpreter of its environment")
+    elif arguments.table:
+        print_table(read_results(arguments.table))
+    else:
+        train_all(arguments)
 
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Train each variant with each seed for each time, but for what is in the file already."""
     torch.set_num_threads(arguments.threads)
     train_meshes, val_meshes = split(arguments.pack, arguments.near_duplicates)
     data = {"train": train_meshes, "val": val_meshes}
     print(f"{len(train_meshes)} meshes to train on, {len(val_meshes)} to validate with")
-    print(
-        "| variant | seed | minutes | steps | coordinates, train / val | triangles, train / val |"
-    )
-    print("|---|---|---|---|---|---|")
-    for name in names:
-        for seed in arguments.seeds:
-            for minutes in arguments.minutes:
-                options = {"seed": seed, "budget": 60 * minutes, "clock": arguments.clock}
-                if VARIANTS[name].is_upstream:
-                    options["threads"] = arguments.threads
-                    result = run_upstream(name, data, arguments.upstream, **options)
-                else:
-                    result = run(VARIANTS[name], data, **options)
-                report(name, {**vars(arguments), **options, "minutes": minutes}, result)
-
-
-def report(name: str, options: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Print a row of a table, and add a line to the file."""
-    shares = [
-        " / ".join(f"{result[part][kind]:.3f}" for part in ("train", "val"))
-        for kind in ("coordinate", "triangle")
-    ]
-    row = (name, options["seed"], options["minutes"], result["steps"], *shares)
-    print(f"| {' | '.join(map(str, row))} |", flush=True)
-    if options["out"] is not None:
-        kept = {key: options[key] for key in ("seed", "minutes", "clock", "threads")}
-        with options["out"].open("a") as file:
-            file.write(json.dumps({"variant": name, **kept, **result}) + "\n")
+    results = read_results(arguments.out)
+    # all variants of a seed before the next one: what is cut off early has compared something
+    for minutes, seed, name in product(arguments.minutes, arguments.seeds, arguments.variants):
+        identity = identify(name, seed, minutes, arguments)
+        if any(identity.items() <= result.items() for result in results):
+            continue
+        options = {"seed": seed, "budget": 60 * minutes, "clock": arguments.clock}
+        if VARIANTS[name].is_upstream:
+            options["threads"] = arguments.threads
+            result = run_upstream(name, data, arguments.upstream, **options)
+        else:
+            result = run(VARIANTS[name], data, **options)
+        results.append({**identity, **result})
+        if arguments.out is not None:
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+        print(f"{name}, seed {seed}, {minutes:g} minutes", flush=True)
+    print_table([result for result in results if result["variant"] in arguments.variants])
 
 
 if __name__ == "__main__":
