@@ -28,6 +28,8 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
+from tests.simulated_graph import GRAPH_FUNCTIONS, SimulatedGraph
+
 NAME = "simulated"
 AUTOCAST = "AutocastPrivateUse1"
 ROOT = Path(__file__).parent.parent
@@ -198,6 +200,9 @@ class SimulatedDevice(TorchDispatchMode):
 class Backend(_DummyBackendModule):
     """What PyTorch asks ``torch.simulated``."""
 
+    def __init__(self) -> None:
+        vars(self).update(GRAPH_FUNCTIONS)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -286,14 +291,19 @@ def run(op: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
         if on_device:
             refuse_mixed_places(op, name, args, kwargs)
     refuse_foreign_generator(op, kwargs, goes_to_device)
-    if (on_device or crosses) and makes_wait(name, args, kwargs, crosses):
+    has_waited = bool(on_device or crosses) and makes_wait(name, args, kwargs, crosses)
+    if has_waited:
         waits[f"{calling_place()} {name}"] += 1
 
     if wanted is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     own = {id(tensor.data_on_cpu): tensor for tensor in on_device}
     args, kwargs = map_tensors(data_of, (args, kwargs))
-    result = op(*args, **kwargs)
+    graph = SimulatedGraph.current if on_device or goes_to_device else None
+    if graph is None:
+        result = op(*args, **kwargs)
+    else:
+        result = graph.record(op, args, kwargs, waits=has_waited)
     if name == "_to_copy" and crosses and not goes_to_device:
         return result.clone() if any(result is t for t in tensors_of(args)) else result
     if not goes_to_device:

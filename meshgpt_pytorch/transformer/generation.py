@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from x_transformers.autoregressive_wrapper import top_k
@@ -16,6 +16,7 @@ from meshgpt_pytorch.tokenizers.outputs import DecodedFaces
 from meshgpt_pytorch.transformer.checks import check_codes
 from meshgpt_pytorch.transformer.codes import MeshCodes
 from meshgpt_pytorch.transformer.conditioning import match_batch
+from meshgpt_pytorch.transformer.drawing import CodeDrawer, FaceDrawer
 from meshgpt_pytorch.transformer.guidance import check_guidance
 from meshgpt_pytorch.transformer.prediction import CodeModel, choose_predictor
 from meshgpt_pytorch.transformer.sampling import Sampling
@@ -46,8 +47,6 @@ class GeneratedFace(NamedTuple):
 class MeshGeneration(CodeModel, MeshCodes):
     """The sampling part of ``MeshTransformer``, which inherits it and predicts the logits."""
 
-    eos_token_id: int
-
     @typecheck
     @torch.no_grad()
     def generate(
@@ -75,6 +74,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         dtype: torch.dtype | None = None,
         quantize: str | None = None,
         on_face: Callable[[GeneratedFace], Any] | None = None,
+        cuda_graphs: bool = False,
     ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
         """Sample meshes, in eval mode; each part's own mode returns afterwards.
 
@@ -104,6 +104,10 @@ class MeshGeneration(CodeModel, MeshCodes):
                 the CPU is closer and for few meshes faster; all between products stays in float32.
             quantize: 'int8' keeps them in 8 bits, on the CPU.
             on_face: called with each face as soon as its codes are drawn, mesh by mesh.
+            cuda_graphs: start the work of a whole face at once, on CUDA. Starting its operations
+                one by one is what small models and batches wait for. It takes a moment to record
+                at first, and again when the room for keys and values doubles or meshes that have
+                ended are left out; the codes are the same.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
@@ -112,8 +116,8 @@ class MeshGeneration(CodeModel, MeshCodes):
         Raises:
             ValueError: a prompt that is too long, padded or not of this codebook; texts missing,
                 twice given or of another batch size; a temperature below 0; a limit that the model
-                does not have; guidance below 1; a precision that the device, or the options of the
-                decoders, do not have.
+                does not have; guidance below 1; a precision, or CUDA graphs, that the device or the
+                options of the decoders do not have; CUDA graphs with a filter of the caller.
             RuntimeError: int8 where torch has no kernels for it.
         """
         sampling = Sampling(filter_logits_fn, filter_kwargs, float(temperature), generator)
@@ -137,6 +141,7 @@ class MeshGeneration(CodeModel, MeshCodes):
                 guidance,
                 precision,
                 with_cache=cache_kv,
+                with_graphs=cuda_graphs,
                 progress=progress,
                 on_face=on_face,
             )
@@ -213,6 +218,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         precision: Precision,
         *,
         with_cache: bool,
+        with_graphs: bool,
         progress: bool,
         on_face: Callable[[GeneratedFace], Any] | None,
     ) -> Int[Tensor, "b n"]:
@@ -223,32 +229,33 @@ class MeshGeneration(CodeModel, MeshCodes):
         codes[:, :length] = start
         # where each mesh ends: what is drawn behind it becomes padding at last
         ends = torch.full((batch,), limit, device=start.device)
-        # meshes that are still predicted; those that have ended are left out by and by
-        rows = torch.arange(batch, device=start.device)
         predictor = choose_predictor(self, text, guidance, precision, with_cache=with_cache)
-        bar = tqdm(
-            range(length, limit), desc="generate", unit="code", disable=not progress, leave=False
-        )
-        for position in bar:
-            can_end = position > 0 and position % per_face == 0
-            logits = predictor.predict(codes[:, :position]).float()
-            if not can_end:
-                logits[:, self.eos_token_id] = -torch.finfo(logits.dtype).max
-            drawn = draw_rows(sampling, logits, rows, batch)
-            codes[:, position].index_copy_(0, rows, drawn)
-            # eos can only be drawn where a face ends, so rows need looking at there alone
-            if can_end:
-                ends_now = torch.where(drawn == self.eos_token_id, position, limit)
-                ends[rows] = ends[rows].minimum(ends_now)
-                left = (ends[rows] > position).nonzero()[:, 0]
-                if len(left) == 0:
-                    codes = codes[:, :position]
-                    break
-                if len(left) <= len(rows) // 2:
-                    predictor.select(left)
-                    rows = rows[left]
-            if on_face is not None and (position + 1) % per_face == 0:
-                self._report_faces(codes[:, : position + 1], ends > position, on_face)
+        if with_graphs:
+            drawer: CodeDrawer = FaceDrawer(self, predictor, sampling, batch, limit)
+        else:
+            drawer = CodeDrawer(self, predictor, sampling, batch)
+        with tqdm(
+            total=limit - length, desc="generate", unit="code", disable=not progress, leave=False
+        ) as bar:
+            while length < limit:
+                drawn = drawer.draw(codes[:, :length])
+                num_whole = length // per_face
+                bar.update(drawn.shape[1])
+                codes[:, length : length + drawn.shape[1]].index_copy_(0, drawer.rows, drawn)
+                length += drawn.shape[1]
+                if on_face is not None and length // per_face > num_whole:
+                    whole = length // per_face * per_face
+                    self._report_faces(codes[:, :whole], ends >= whole, on_face)
+                # eos can only be drawn behind a face, so rows need looking at there alone
+                if length > 1 and length % per_face == 1:
+                    ends_now = torch.where(drawn[:, -1] == self.eos_token_id, length - 1, limit)
+                    ends[drawer.rows] = ends[drawer.rows].minimum(ends_now)
+                    left = (ends[drawer.rows] >= length).nonzero()[:, 0]
+                    if len(left) == 0:
+                        codes = codes[:, : length - 1]
+                        break
+                    if len(left) <= len(drawer.rows) // 2:
+                        drawer.select(left)
         positions = torch.arange(codes.shape[1], device=codes.device)
         return codes.masked_fill(positions >= ends[:, None], self.pad_id)
 
@@ -264,13 +271,3 @@ class MeshGeneration(CodeModel, MeshCodes):
             mesh_codes = rearrange(codes[row].clone(), "(n q) -> n q", q=self.num_quantizers)
             face_codes = mesh_codes[-self.num_vertices_per_face :]
             on_face(GeneratedFace(row, num_faces - 1, face_codes, mesh_codes))
-
-
-def draw_rows(
-    sampling: Sampling, logits: Float[Tensor, "rows c"], rows: Int[Tensor, " rows"], batch: int
-) -> Int[Tensor, " rows"]:
-    """Draw an id for each row that is left of a batch."""
-    if len(rows) == batch or sampling.takes_each_row_alone:
-        return sampling.draw(logits)
-    whole = logits.new_zeros(batch, logits.shape[1]).index_copy(0, rows, logits)
-    return sampling.draw(whole)[rows]

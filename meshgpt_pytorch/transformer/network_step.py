@@ -1,10 +1,12 @@
 """The two stages of the transformer a code at a time, over buffers that stay where they are.
 
 ``NetworkStep`` computes what ``TwoStageNetwork`` does. The work of a code does not grow with the
-codes before it, but for attention of the coarse stage. Within a face nothing looks at the values
-of a tensor from Python, and all but the coarse keys and values are of one size from face to face.
+codes before it, but for attention of the coarse stage. Nothing looks at the values of a tensor from
+Python. After ``make_static`` the steps of one face do the same to the same memory as those of the
+next: only the place in a face is counted in Python, faces are counted by the device.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,6 +41,8 @@ class NetworkStep:
         self.logits, cache = model._predict_last(codes, text, pooled)
         self.per_face = model.num_codes_per_face
         self.num_codes = codes.shape[1]
+        # how many faces are complete, once the device counts
+        self.num_faces: Int[Tensor, " 1"] | None = None
         self._read_embeddings(model)
         self.face_codes = cache.face_codes.new_empty(
             len(codes), self.per_face, cache.face_codes.shape[-1], dtype=self.dtype
@@ -96,6 +100,19 @@ class NetworkStep:
             GateLoopStep(block, states, linears) for block, states in blocks
         )
 
+    def make_static(self, num_faces: int) -> None:
+        """Let the device count from now on, in memory with room for so many more faces.
+
+        It is called where a face begins. What is made again is then elsewhere than before: the
+        coarse keys and values. Other memory of a step moves in ``select`` alone.
+        """
+        assert self.num_codes % self.per_face == 0, "a face begins"
+        if self.num_faces is None:
+            device = self.face_codes.device
+            self.num_faces = torch.full((1,), self.num_codes // self.per_face, device=device)
+            self.fine.reserve(self.per_face)
+        self.coarse.make_static(num_faces)
+
     def step(self, code: Int[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """Run one more code of each row, and return the logits of the next."""
         token = self._embed(code)
@@ -113,16 +130,24 @@ class NetworkStep:
         """Embed a code by id, position, quantizer and vertex, and keep it as one of its face."""
         place = self.num_codes % self.per_face
         if place == 0 or not self.places:
-            start = self.num_codes - place
-            positions = self.position_embed[start : start + self.per_face]
-            self.places = list((positions + self.place_embed).unbind())
+            self.places = list((self._embed_positions(place) + self.place_embed).unbind())
         token = F.embedding(code, self.token_embed) + self.places[place]
         self.face_codes[:, place] = token
         self.num_codes += 1
         return token
 
+    def _embed_positions(self, place: int) -> Float[Tensor, "per_face d"]:
+        """Embed the positions of the face that the next code, at this place of it, is part of."""
+        if self.num_faces is None:
+            start = self.num_codes - place
+            return self.position_embed[start : start + self.per_face]
+        by_face = self.position_embed.unflatten(0, (-1, self.per_face))
+        return by_face.index_select(0, self.num_faces)[0]
+
     def _step_coarse(self) -> Float[Tensor, "b d"]:
         """Run one more face of each row through the coarse stage."""
+        if self.num_faces is not None:
+            self.num_faces.add_(1)
         x = self.to_face_token(self.face_codes.flatten(start_dim=1))
         x = F.layer_norm(x, x.shape[-1:], self.face_gain, self.face_bias, self.face_eps)
         if self.coarse_film is not None:

@@ -17,9 +17,10 @@ from meshgpt_pytorch.transformer.text import EncodedText
 
 
 class CodeModel(TwoStageNetwork, TextConditioning):
-    """What prediction needs of ``MeshTransformer``, which inherits it."""
+    """What predicting and drawing codes needs of ``MeshTransformer``, which inherits it."""
 
     can_cache: bool
+    eos_token_id: int
     _logits: Callable[..., tuple[Tensor, TransformerCache | None]]
 
 
@@ -124,26 +125,35 @@ class SteppingPredictor:
 
     def predict(self, codes: Int[Tensor, "b n"]) -> Float[Tensor, "rows c"]:
         """Return logits of the code after ``codes``."""
-        if self.network is None:
-            first = torch.cat((codes, codes)) if self.is_guided else codes
-            self.network = NetworkStep(self.model, first, self.text, self.linears)
-            logits = self.network.logits
-        else:
-            logits = self._step(self.network, codes[:, -1])
+        if self.network is not None:
+            code = codes[:, -1]
+            return self.step(code if self.rows is None else code[self.rows])
+        first = torch.cat((codes, codes)) if self.is_guided else codes
+        self.network = NetworkStep(self.model, first, self.text, self.linears)
+        return self._guide(self.network.logits)
+
+    def step(self, code: Int[Tensor, " rows"]) -> Float[Tensor, "rows c"]:
+        """Return logits of the code after one more of each row that is selected."""
+        assert self.network is not None, "a step follows a prediction"
+        code = torch.cat((code, code)) if self.is_guided else code
+        if not self.autocasts:
+            return self._guide(self.network.step(code))
+        # the precision of the step says what its products are computed in
+        with torch.autocast(self.model.device.type, enabled=False):
+            logits = self.network.step(code)
+        return self._guide(logits)
+
+    def _guide(self, logits: Float[Tensor, "b c"]) -> Float[Tensor, "rows c"]:
         if not self.is_guided:
             return logits
         halves = {"halves": logits.chunk(2)}
         guided: Any = guided_logits(self.model, take_half, halves, **self.guidance)
         return guided[:, 0]
 
-    def _step(self, network: NetworkStep, code: Int[Tensor, " b"]) -> Float[Tensor, "rows c"]:
-        code = code if self.rows is None else code[self.rows]
-        code = torch.cat((code, code)) if self.is_guided else code
-        if not self.autocasts:
-            return network.step(code)
-        # the precision of the step says what its products are computed in
-        with torch.autocast(self.model.device.type, enabled=False):
-            return network.step(code)
+    def make_static(self, num_faces: int) -> None:
+        """Let steps do the same to the same memory in each face; see ``NetworkStep``."""
+        assert self.network is not None, "memory follows a prediction"
+        self.network.make_static(num_faces)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on with some rows of those that are selected."""

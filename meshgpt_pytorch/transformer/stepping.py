@@ -25,7 +25,7 @@ from x_transformers.x_transformers import (
     RMSNorm,
 )
 
-from meshgpt_pytorch.transformer.key_values import KeyValues
+from meshgpt_pytorch.transformer.key_values import CachePosition, KeyValues, StaticKeyValues
 from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
 from meshgpt_pytorch.transformer.step_linear import StepLinear, StepLinears, step_dtype
 
@@ -227,6 +227,25 @@ class DecoderStep:
             self.layers.append(step)
             self.self_attention.append(step)
         self.final_norm = NormStep(decoder.final_norm, condition)
+        self.position: CachePosition | None = None
+
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for so many tokens, but for learned ones: until then memory stays."""
+        for layer in self.self_attention:
+            layer.key_values.reserve(layer.key_values.num_learned + num_tokens)
+
+    def make_static(self, num_tokens: int) -> None:
+        """Let the device count tokens from now on, in memory with room for so many more."""
+        if not self.self_attention:
+            return
+        if self.position is None:
+            first = self.self_attention[0].key_values
+            self.position = CachePosition(first.length, first.buffer)
+            for layer in self.self_attention:
+                layer.key_values = StaticKeyValues(layer.key_values, self.position)
+        self.position.grow(num_tokens)
+        for layer in self.self_attention:
+            layer.key_values.reserve(self.position.capacity)
 
     def restart(self) -> None:
         """Forget the tokens, but for a text: attention looks at the next token alone."""
@@ -235,6 +254,8 @@ class DecoderStep:
 
     def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Run one more token of each row."""
+        if self.position is not None:
+            self.position.advance()
         first_values = None
         for layer in self.layers:
             if isinstance(layer, SelfAttentionStep):
@@ -267,15 +288,16 @@ class GateLoopStep:
         layers: list[Any] = list(block.gateloops) if block is not None else []
         for layer, (_, state) in zip(layers, cache or (), strict=True):
             self.layers.append((NormStep(layer.norm), linears.read(layer.to_qkva[0])))
-            # each row and feature is a row of its own in the cache: (b d) 1
-            self.states.append(state.reshape(-1, layer.dim).to(step_dtype(state.dtype)))
+            # each row and feature is a row of its own in the cache: (b d) 1; steps write into ours
+            state = state.reshape(-1, layer.dim)
+            self.states.append(state.to(step_dtype(state.dtype), copy=True))
 
     def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Run one more token of each row."""
         for index, (norm, project) in enumerate(self.layers):
             query, key_value, gate = project(norm(x)).chunk(3, dim=-1)
-            state = torch.addcmul(key_value, gate.sigmoid(), self.states[index])
-            self.states[index] = state
+            state = self.states[index]
+            torch.addcmul(key_value, gate.sigmoid(), state, out=state)
             x = torch.addcmul(x, query, state)
         return x
 
