@@ -35,6 +35,7 @@ from meshgpt_pytorch import (
     load_mesh,
     matching_faces,
     minilm_path,
+    quick_recipe,
     save_mesh,
     triangle_accuracy,
 )
@@ -57,7 +58,7 @@ HIGHLIGHTS = (
 
 @dataclass(frozen=True)
 class Training:
-    """Length and pace of one training."""
+    """Length and pace of the transformer's training."""
 
     num_train_steps: int
     batch_size: int
@@ -81,9 +82,8 @@ class Scale:
 
     num_meshes: int | None
     max_faces: int
-    autoencoder: Mapping[str, Any]
-    autoencoder_training: Training
-    quantizer_warmup_steps: int
+    autoencoder_steps: int
+    autoencoder_batch_size: int
     transformer: Mapping[str, Any]
     transformer_training: Training
     num_captions: int
@@ -96,10 +96,7 @@ class Scale:
         """Change the length of the trainings, and the number of generated meshes."""
         scale = self
         if autoencoder_steps is not None:
-            training = self.autoencoder_training
-            warmup = self.quantizer_warmup_steps * autoencoder_steps // training.num_train_steps
-            training = training.lasting(autoencoder_steps)
-            scale = replace(scale, autoencoder_training=training, quantizer_warmup_steps=warmup)
+            scale = replace(scale, autoencoder_steps=autoencoder_steps)
         if transformer_steps is not None:
             training = self.transformer_training.lasting(transformer_steps)
             scale = replace(scale, transformer_training=training)
@@ -110,14 +107,8 @@ SCALES = {
     "demo": Scale(
         num_meshes=36,
         max_faces=100,
-        autoencoder={
-            "encoder_dims_through_depth": (64, 128, 256),
-            "decoder_dims_through_depth": (128, 128, 192, 192, 256, 256),
-            "dim_codebook": 128,
-            "codebook_size": 2048,
-        },
-        autoencoder_training=Training(num_train_steps=900, batch_size=8, learning_rate=1e-3),
-        quantizer_warmup_steps=350,
+        autoencoder_steps=150,
+        autoencoder_batch_size=16,
         transformer={
             "dim": 128,
             "attn_depth": 4,
@@ -127,18 +118,15 @@ SCALES = {
             "fine_pre_gateloop_depth": 1,
             "text_condition_cond_drop_prob": 0.1,
         },
-        transformer_training=Training(num_train_steps=450, batch_size=8, learning_rate=2e-3),
+        transformer_training=Training(num_train_steps=500, batch_size=8, learning_rate=2e-3),
         num_captions=36,
         targets={"triangle_accuracy": 0.98, "captions_right": 0.9, "files_loaded_again": 1.0},
     ),
     "full": Scale(
         num_meshes=None,
         max_faces=800,
-        autoencoder={"num_discrete_coors": 128, "codebook_size": 4096},
-        autoencoder_training=Training(
-            num_train_steps=20_000, batch_size=32, learning_rate=4e-4, warmup_steps=500
-        ),
-        quantizer_warmup_steps=6_000,
+        autoencoder_steps=2_000,
+        autoencoder_batch_size=32,
         transformer={"dim": 512, "attn_depth": 12, "attn_heads": 8, "attn_dim_head": 64},
         # 1.3 GB for each mesh of 800 faces
         transformer_training=Training(
@@ -175,14 +163,15 @@ def choose_meshes(dataset: MeshDataset, scale: Scale) -> MeshDataset:
 def train_autoencoder(
     dataset: MeshDataset, scale: Scale, accelerator: Mapping[str, Any], out: Path
 ) -> MeshAutoencoder:
-    """Train an autoencoder on the meshes."""
-    autoencoder = MeshAutoencoder(**scale.autoencoder)
-    training = scale.autoencoder_training
+    """Train an autoencoder on the meshes, moved and scaled anew in each epoch."""
+    recipe = quick_recipe(scale.autoencoder_steps)
+    autoencoder = MeshAutoencoder(**recipe.model)
     trainer = MeshAutoencoderTrainer(
         autoencoder,
-        dataset.with_keys("vertices", "faces", "face_edges"),
-        quantizer_warmup_steps=scale.quantizer_warmup_steps,
-        **trainer_options(training, accelerator, out / "checkpoints"),
+        dataset.with_keys("vertices", "faces").augment(recipe.augmentation),
+        batch_size=scale.autoencoder_batch_size,
+        **recipe.trainer,
+        **shared_options(scale.autoencoder_steps, accelerator, out),
     )
     trainer()
     return autoencoder.eval()
@@ -206,32 +195,32 @@ def train_transformer(
         text_encoder=encoder,
         **scale.transformer,
     )
+    training = scale.transformer_training
     trainer = MeshTransformerTrainer(
         transformer,
         dataset.with_keys("codes", "text_encodings"),
-        **trainer_options(scale.transformer_training, accelerator, out / "checkpoints"),
+        num_train_steps=training.num_train_steps,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        max_grad_norm=1.0,
+        warmup_steps=training.warmup_steps,
+        scheduler=LambdaLR,
+        scheduler_kwargs={"lr_lambda": training.learning_rate_factor},
+        **shared_options(training.num_train_steps, accelerator, out),
     )
     trainer()
     return transformer.eval()
 
 
-def trainer_options(
-    training: Training, accelerator: Mapping[str, Any], folder: Path
+def shared_options(
+    num_train_steps: int, accelerator: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
-    """Return the options that both trainers share."""
+    """Return the options that both trainers share: one checkpoint, at the end."""
     return {
-        "num_train_steps": training.num_train_steps,
-        "batch_size": training.batch_size,
-        "grad_accum_every": 1,
-        "learning_rate": training.learning_rate,
-        "max_grad_norm": 1.0,
-        "warmup_steps": training.warmup_steps,
-        "scheduler": LambdaLR,
-        "scheduler_kwargs": {"lr_lambda": training.learning_rate_factor},
         "ema_kwargs": None,
         "accelerator_kwargs": accelerator,
-        "checkpoint_every": training.num_train_steps,
-        "checkpoint_folder": folder,
+        "checkpoint_every": num_train_steps,
+        "checkpoint_folder": out / "checkpoints",
         "seed": 0,
     }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from meshgpt_pytorch import MeshTransformer, load_mesh
+from meshgpt_pytorch import MeshAutoencoder, MeshTransformer, load_mesh, quick_recipe
 from meshgpt_pytorch.transformer.text import AutoModelEncoder, minilm_path
 from tests.helpers import ROOT
 
@@ -29,14 +29,8 @@ def small_scale(furniture: Any) -> Any:
     return furniture.Scale(
         num_meshes=6,
         max_faces=60,
-        autoencoder={
-            "encoder_dims_through_depth": (16, 16),
-            "decoder_dims_through_depth": (16, 16),
-            "dim_codebook": 16,
-            "codebook_size": 64,
-        },
-        autoencoder_training=furniture.Training(6, batch_size=3, learning_rate=1e-3),
-        quantizer_warmup_steps=3,
+        autoencoder_steps=2,
+        autoencoder_batch_size=3,
         transformer={"dim": 16, "attn_depth": 1, "attn_heads": 2, "attn_dim_head": 8},
         transformer_training=furniture.Training(4, batch_size=3, learning_rate=1e-3),
         num_captions=4,
@@ -63,6 +57,14 @@ def test_furniture_example_writes_what_it_reports(furniture_run: tuple[dict, Pat
     for name in ("contact_sheet.png", "highlights.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 400 and picture.height > 200
+
+
+def test_furniture_example_trains_the_recipe(furniture_run: tuple[dict, Path]) -> None:
+    report, out = furniture_run
+    autoencoder = MeshAutoencoder.init_and_load(out / "autoencoder.safetensors")
+    expected = MeshAutoencoder(**quick_recipe(num_train_steps=2).model)
+    assert autoencoder.config == expected.config
+    assert report["seconds"]["train the autoencoder"] > 0
 
 
 def test_furniture_example_says_what_it_missed(furniture_run: tuple[dict, Path]) -> None:
@@ -107,10 +109,9 @@ def test_furniture_example_can_be_shortened(
     scale = furniture.SCALES["full"]
     assert scale.lasting(None, None, None) == scale
     short = scale.lasting(200, 60, 5)
-    assert short.autoencoder_training.num_train_steps == 200
+    assert (short.autoencoder_steps, short.num_captions) == (200, 5)
     assert short.transformer_training.num_train_steps == 60
-    assert (short.quantizer_warmup_steps, short.num_captions) == (60, 5)
-    assert short.autoencoder_training.warmup_steps == 5
+    assert short.transformer_training.warmup_steps == 1
     scales = {"demo": small_scale(furniture)}
     monkeypatch.setattr(furniture, "SCALES", scales)
     arguments = ["--autoencoder-steps", "1", "--transformer-steps", "2", "--captions", "1"]
