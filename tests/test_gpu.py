@@ -9,15 +9,19 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from meshgpt_pytorch.mesh import check_mesh_batch
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
+from meshgpt_pytorch.transformer import drawing
+from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.helpers import ROOT
 from tests.test_devices import AUTOENCODERS, TEXTS, TRANSFORMERS, gradients, mesh_batch, step
 from tests.training.runs import Samples, make_autoencoder, make_text_transformer, small_run
@@ -37,6 +41,26 @@ def exact() -> Iterator[None]:
     yield
     for library, allowed in zip(libraries, before, strict=True):
         library.allow_tf32 = allowed
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator() -> Iterator[None]:
+    """Let each test choose its precision; accelerate keeps the first of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def watching_waits(mode: str) -> Iterator[None]:
+    """Let PyTorch warn, or raise an error, where the CPU waits for the device."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def assert_close(found: Any, expected: Any) -> None:
@@ -85,14 +109,101 @@ def test_greedy_codes_of_a_device_are_those_of_the_cpu(cond_scale: float, cache_
 def test_a_generator_of_the_device_decides_what_is_drawn() -> None:
     transformer = make_text_transformer().to(DEVICE)
 
-    def draw(seed: int) -> Tensor:
+    def draw_from(seed: int) -> Tensor:
         generator = torch.Generator(DEVICE).manual_seed(seed)
         return transformer.generate(
             texts=TEXTS, generator=generator, return_codes=True, progress=False, max_seq_len=12
         )
 
-    assert torch.equal(draw(0), draw(0))
-    assert not torch.equal(draw(0), draw(1))
+    assert torch.equal(draw_from(0), draw_from(0))
+    assert not torch.equal(draw_from(0), draw_from(1))
+
+
+def draw(transformer: MeshTransformer, **options: Any) -> tuple[Tensor, Tensor]:
+    """Draw codes from a seed, and what is drawn next, which tells how much was drawn before."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    codes = transformer.generate(
+        generator=generator, return_codes=True, progress=False, texts=TEXTS * 3, **options
+    )
+    return codes, torch.rand(1, generator=generator, device=DEVICE)
+
+
+def assert_graphs_change_nothing(transformer: MeshTransformer, **options: Any) -> Tensor:
+    """Compare codes, which are returned, with those drawn without graphs."""
+    expected = draw(transformer, **options)
+    found = draw(transformer, cuda_graphs=True, **options)
+    assert all(map(torch.equal, found, expected))
+    return found[0]
+
+
+def likely_to_end(by: float, **options: Any) -> MeshTransformer:
+    """A model of up to 12 faces, which are fewer the likelier its meshes are to end."""
+    transformer = make_text_transformer(**options).to(DEVICE)
+    with torch.no_grad():
+        transformer.to_logits.bias[transformer.eos_token_id] += by
+    return transformer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cond_scale", [1.0, 3.0])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_cuda_graphs_draw_the_same_codes(kind: str, cond_scale: float, temperature: float) -> None:
+    transformer = likely_to_end(-1e4, **TRANSFORMERS[kind])
+    options = {"cond_scale": cond_scale, "temperature": temperature}
+    codes = assert_graphs_change_nothing(transformer, **options)
+    assert (codes != transformer.pad_id).all()
+
+
+def test_cuda_graphs_go_on_as_meshes_end_and_memory_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "FIRST_ROOM", 2)
+    assert_graphs_change_nothing(likely_to_end(-1e4))
+    transformer = likely_to_end(1.0)
+    codes = assert_graphs_change_nothing(transformer)
+    lengths = (codes != transformer.pad_id).all(dim=-1).sum(dim=1)
+    assert lengths.min() < lengths.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_graphs_draw_the_same_codes_in_half_precision(dtype: torch.dtype) -> None:
+    transformer = likely_to_end(-1e4, **TRANSFORMERS["all_of_text"])
+    assert_graphs_change_nothing(transformer, dtype=dtype)
+    with torch.autocast(DEVICE, dtype):
+        assert_graphs_change_nothing(transformer)
+    assert_graphs_change_nothing(transformer.to(dtype))
+
+
+def test_cuda_graphs_take_the_random_numbers_of_the_device() -> None:
+    transformer = likely_to_end(-1e4)
+    drawn = []
+    for cuda_graphs in (False, True):
+        torch.manual_seed(0)
+        codes = transformer.generate(
+            texts=TEXTS, return_codes=True, progress=False, cuda_graphs=cuda_graphs
+        )
+        drawn.append((codes, torch.rand(1, device=DEVICE)))
+    assert all(map(torch.equal, *drawn))
+
+
+def test_cuda_graphs_leave_no_memory_behind() -> None:
+    transformer = likely_to_end(-1e4)
+    # the first time libraries take memory that they keep
+    draw(transformer, cuda_graphs=True)
+    before = torch.cuda.memory_allocated()
+    draw(transformer, cuda_graphs=True)
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_cuda_graphs_wait_once_a_face() -> None:
+    transformer = likely_to_end(-1e4)
+    draw(transformer, cuda_graphs=True)
+    waits = []
+    for cuda_graphs in (False, True):
+        with watching_waits("warn"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            draw(transformer, cuda_graphs=cuda_graphs)
+        waits.append(sum("called a synchronizing" in str(each.message) for each in caught))
+    # recording may wait once
+    assert 11 <= waits[1] <= waits[0] + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -141,25 +252,18 @@ def test_trainers_train_validate_sample_and_go_on(tmp_path: Path, precision: str
 
 def test_checks_do_not_wait_for_the_device() -> None:
     batch = mesh_batch(device=DEVICE)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with watching_waits("error"):
         check_mesh_batch(**batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def count_waits(model: nn.Module, **batch: Any) -> int:
     """Count how often the driver says that it waited in a training step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     step(model, optimizer, **batch)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step(model, optimizer, **batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in caught)
+    with watching_waits("warn"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step(model, optimizer, **batch)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def test_steps_wait_no_more_than_on_the_simulated_device() -> None:

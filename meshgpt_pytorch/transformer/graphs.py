@@ -6,6 +6,7 @@ again what it did with that memory. (https://pytorch.org/docs/stable/notes/cuda.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor
 
 def has_cuda_graphs(device: torch.device) -> bool:
     """Tell whether a device can record and replay what it does."""
-    return hasattr(torch.get_device_module(device), "CUDAGraph")
+    return hasattr(backend_of(device), "CUDAGraph")
+
+
+def backend_of(device: torch.device) -> Any:
+    """Return the part of torch that works a device: ``torch.cuda``."""
+    return getattr(torch, device.type, None)
+
+
+@cache
+def recording_stream(device: torch.device) -> Any:
+    """Return the stream of a device that records: one, since libraries keep memory for each."""
+    return backend_of(device).Stream(device=device)
 
 
 class GraphedFunction:
@@ -31,8 +43,8 @@ class GraphedFunction:
     def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
         self.device = device
         self.generator = generator
-        self.backend: Any = torch.get_device_module(device)
-        self.stream = self.backend.Stream(device=device)
+        self.backend = backend_of(device)
+        self.stream = recording_stream(device)
         self.is_warm = False
         self.graph: Any = None
         self.result: Tensor | None = None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meshgpt_pytorch.transformer.graphs import GraphedFunction, has_cuda_graphs
+from meshgpt_pytorch.transformer.graphs import GraphedFunction, backend_of, has_cuda_graphs
 from tests.simulated_device import NAME, SimulatedDevice
 from tests.simulated_graph import SimulatedGraph
 
@@ -96,7 +96,7 @@ def test_a_recording_computes_nothing():
     total = torch.zeros(2, device=NAME)
     graph = SimulatedGraph()
     state = torch.default_generator.get_state()
-    backend = torch.get_device_module(NAME)
+    backend = backend_of(torch.device(NAME))
     with backend.graph(graph, stream=backend.Stream(), capture_error_mode="global"):
         total.add_(torch.rand(2, device=NAME))
         view, result = total[:1], total * 2
