@@ -109,7 +109,7 @@ def lines_of(result: Mapping[str, Any], row: Row, machine: Mapping[str, Any]) ->
             cells.append("" if variant.goal is None else f"{variant.goal:g}x")
         cells += [ratio(ours, upstream, each) for each in CLOCKS[row.table]]
         cells += [absolute(ours, clock), absolute(upstream, clock)]
-        notes = [variant.note, limit(ours, machine), result["skipped"], load(result)]
+        notes = [variant.note, limit(ours, row, machine), result["skipped"], load(result)]
         notes += [
             f"{side}: {outcome['error']}"
             for side, outcome in (("ours", ours), ("upstream", upstream))
@@ -146,16 +146,21 @@ def absolute(outcome: Mapping[str, Any], clock: str) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
 
 
-def limit(outcome: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+def limit(outcome: Mapping[str, Any], row: Row, machine: Mapping[str, Any]) -> str:
     """Say how long it takes to read the weights of a token, and what share of that is reached."""
     num_bytes = outcome.get("facts", {}).get("weight_bytes_per_token")
-    if num_bytes is None or not outcome.get("cpu"):
-        return ""
-    tokens = outcome["facts"]["tokens"]
+    if row.device == "cuda":
+        readers = [("wall", "on the GPU", machine.get("gpu_read_gb_per_s"))]
+    else:
+        rates = machine["read_gb_per_s"]
+        readers = [("cpu", "with 1", rates["1"]), ("wall", "with 2", rates["2"])]
+    digits = 3 if row.device == "cuda" else 1
     shares = []
-    for clock, threads in (("cpu", "1"), ("wall", "2")):
-        if outcome.get(clock):
-            least = num_bytes / (machine["read_gb_per_s"][threads] * GIGABYTE)
-            share = least * tokens / outcome[clock]["median"]
-            shares.append(f"{least * 1e3:.1f} ms with {threads}, {share:.0%} reached")
+    for clock, reader, rate in readers:
+        if num_bytes is not None and rate is not None and outcome.get(clock):
+            least = num_bytes / (rate * GIGABYTE)
+            share = least * outcome["facts"]["tokens"] / outcome[clock]["median"]
+            shares.append(f"{least * 1e3:.{digits}f} ms {reader}, {share:.0%} reached")
+    if not shares:
+        return ""
     return f"reads {num_bytes / 1e6:.0f} MB of weights a token: at least " + "; ".join(shares)

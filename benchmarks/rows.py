@@ -46,6 +46,11 @@ HALF_AGAINST_FLOAT = "ours under autocast, upstream in float32"
 
 IN_BFLOAT16 = {"options": {"dtype": torch.bfloat16}, "bytes_per_weight": 2}
 IN_INT8 = {"options": {"quantize": "int8"}, "bytes_per_weight": 1}
+IN_GRAPHS = {"options": {"cuda_graphs": True}}
+IN_GRAPHS_AND_BFLOAT16 = {
+    "options": {"cuda_graphs": True, "dtype": torch.bfloat16},
+    "bytes_per_weight": 2,
+}
 
 MESHES = {
     "edges": Row(
@@ -239,21 +244,26 @@ MEMORY = {
     ),
 }
 
+
+def decode_on_gpu(batch: int, goal: float) -> Row:
+    """Time of a token on a GPU, its operations started one by one or a face at once."""
+    return Row(
+        f"GPU: generate, batch {batch}, 600 tokens",
+        Generate(600, batch=batch),
+        # four faces: one warms up, one is recorded, one replayed, the last drawn code by code
+        Generate(24, batch=2, size=TINY_SIZE),
+        {
+            "float32": Variant(goal=goal),
+            "CUDA graphs": Variant(goal=goal, changes=IN_GRAPHS),
+            "CUDA graphs, bfloat16": Variant(goal=goal, changes=IN_GRAPHS_AND_BFLOAT16),
+        },
+        device="cuda",
+    )
+
+
 GPU = {
-    "gpu-generate": Row(
-        "GPU: generate, batch 1, 600 tokens",
-        Generate(600),
-        QUICK_GENERATE,
-        {"float32": Variant(goal=15)},
-        device="cuda",
-    ),
-    "gpu-generate-batch": Row(
-        "GPU: generate, batch 64, 600 tokens",
-        Generate(600, batch=64),
-        QUICK_GENERATE,
-        {"float32": Variant(goal=4)},
-        device="cuda",
-    ),
+    "gpu-generate": decode_on_gpu(1, goal=15),
+    "gpu-generate-batch": decode_on_gpu(64, goal=4),
     "gpu-train": Row(
         "GPU: transformer train step, bfloat16, 200 faces, batch 1",
         TrainTransformer((200,), in_bfloat16=True),

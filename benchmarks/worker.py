@@ -84,6 +84,8 @@ class Desk:
         if row != self.row:
             self.jobs.clear()
         self.row, self.device = row, ROWS[row].device
+        if self.device == "cuda":
+            lift_limit_of_memory()
         workload = ROWS[row].workload_of(contestant, quick=quick)
         job = workload.prepare(Context(self.side, self.device, Path(weights)))
         torch.set_num_threads(1)
@@ -135,7 +137,14 @@ def limit_memory() -> None:
     available = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMORY.read_text(), flags=re.MULTILINE)
     assert available is not None, "Linux says how much memory is available"
     limit = int(int(available[1]) * 1024 * MEMORY_SHARE)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+
+
+def lift_limit_of_memory() -> None:
+    """Let CUDA map as much as it wants, most of which it never touches."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def describe(error: Exception) -> str:

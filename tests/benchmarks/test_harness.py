@@ -39,6 +39,7 @@ MACHINE = {
     "cores": 2,
     "memory_gb": 8.0,
     "read_gb_per_s": {"1": 10.0, "2": 20.0},
+    "gpu_read_gb_per_s": 2000.0,
 }
 
 
@@ -136,6 +137,13 @@ def test_line_of_decoding_says_what_share_of_the_limit_is_reached():
     assert (goal, cpu, wall) == ("2x", "**3.0x**", "**2.0x**")
     assert (absolute, other) == ("10.00 ms/token", "30.00 ms/token")
     assert "50 MB of weights a token: at least 5.0 ms with 1, 50% reached; 2.5 ms with 2" in note
+
+
+def test_line_of_decoding_on_a_gpu_compares_with_its_memory():
+    facts = {"tokens": 600, "weight_bytes_per_token": 50e6}
+    ours = Outcome(wall=Figure.of([0.06]), facts=facts)
+    measurement = Measurement("gpu-generate", 1.0, {"float32": ours})
+    assert "at least 0.025 ms on the GPU, 25% reached" in line(measurement)[-1]
 
 
 def test_line_of_memory():
