@@ -16,8 +16,8 @@ from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_code_ids, check_is_positive, flatten_codes
 from meshgpt_pytorch.tokenizers.consistency import average_over_corners
 from meshgpt_pytorch.tokenizers.layers import (
+    InitialConvolution,
     ResnetBlock,
-    init_decoder_conv,
     order_padding_last,
     reorder_faces,
 )
@@ -48,7 +48,7 @@ class FaceDecoder(PartRunner):
         self, dim_face: int, dims: Sequence[int], kernel_size: int, dropout: float
     ) -> None:
         check_is_positive(decoder_dims_through_depth=dims)
-        self.init_decoder_conv = init_decoder_conv(dim_face, dims[0], kernel_size)
+        self.init_decoder_conv = InitialConvolution(dim_face, dims[0], kernel_size)
         self.decoders = ModuleList(
             ResnetBlock(dim, dim_out, dropout=dropout) for dim, dim_out in pairwise(dims)
         )
@@ -69,19 +69,18 @@ class FaceDecoder(PartRunner):
             face_mask: True where a face exists; padding may stand anywhere.
 
         Returns:
-            features ``b nf d``.
+            features ``b nf d``, zero where padded.
         """
         order = order_padding_last(face_mask)
         mask = face_mask.gather(1, order)
         x = reorder_faces(quantized, order)
         for attention in self.decoder_attn_blocks:
             x = self.run_part(attention, x, mask)
-        conv_mask = rearrange(mask, "b nf -> b 1 nf")
-        x = rearrange(x, "b nf d -> b d nf").masked_fill(~conv_mask, 0.0)
-        x = self.init_decoder_conv(x)
+        conv_mask = rearrange(mask, "b nf -> b nf 1")
+        x = self.init_decoder_conv(x.masked_fill(~conv_mask, 0.0), conv_mask)
         for block in self.decoders:
-            x = self.run_part(block, x, mask=conv_mask)
-        return reorder_faces(rearrange(x, "b d nf -> b nf d"), order.argsort(dim=1))
+            x = self.run_part(block, x, conv_mask)
+        return reorder_faces(x, order.argsort(dim=1))
 
     @typecheck
     @torch.no_grad()
@@ -163,8 +162,7 @@ class FaceDecoder(PartRunner):
         self, quantized: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
     ) -> Float[Tensor, "b nf c num_bins"]:
         """Decode quantised faces; zeros, or what the shortcut makes of them, where padded."""
-        no_face = ~rearrange(face_mask, "b nf -> b nf 1")
-        logits = self.to_coor_logits(self.decode(quantized, face_mask).masked_fill(no_face, 0.0))
+        logits = self.to_coor_logits(self.decode(quantized, face_mask))
         if self.vertex_shortcut is None:
             return logits
         return self.vertex_shortcut.add_logits(logits, quantized)

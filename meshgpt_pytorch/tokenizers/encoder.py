@@ -11,13 +11,14 @@ from einops import pack, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import ModuleList
-from torch_geometric.nn.conv import SAGEConv
 
 from meshgpt_pytorch.mesh import discretize, get_derived_face_features
 from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
+from meshgpt_pytorch.tokenizers.face_convolution import FaceConvolution
 from meshgpt_pytorch.tokenizers.layers import order_padding_last, reorder_faces
 from meshgpt_pytorch.tokenizers.outputs import EncodedFaces
+from meshgpt_pytorch.tokenizers.row_groups import group_rows
 from meshgpt_pytorch.typing import typecheck
 
 
@@ -70,10 +71,11 @@ class FaceEncoder(PartRunner):
         self, dim: int, dims: Sequence[int], sageconv_kwargs: Mapping[str, Any]
     ) -> None:
         check_is_positive(encoder_dims_through_depth=dims)
-        self.init_sage_conv = SAGEConv(dim, dims[0], **sageconv_kwargs)
+        self.init_sage_conv = FaceConvolution(dim, dims[0], **sageconv_kwargs)
         self.init_encoder_act_and_norm = nn.Sequential(nn.SiLU(), nn.LayerNorm(dims[0]))
         self.encoders = ModuleList(
-            SAGEConv(dim_in, dim_out, **sageconv_kwargs) for dim_in, dim_out in pairwise(dims)
+            FaceConvolution(dim_in, dim_out, **sageconv_kwargs)
+            for dim_in, dim_out in pairwise(dims)
         )
 
     @typecheck
@@ -119,10 +121,11 @@ class FaceEncoder(PartRunner):
         edges = rearrange(edges, "b e ij -> ij (b e)").long()
         nodes = rearrange(face_embed, "b nf d -> (b nf) d")
         nodes = torch.cat((nodes, nodes.new_zeros(1, nodes.shape[-1])))
-        nodes = self.run_part(self.init_sage_conv, nodes, edges)
+        neighbours = group_rows(edges, num_rows=len(nodes), num_groups=len(nodes))
+        nodes = self.run_part(self.init_sage_conv, nodes, neighbours)
         nodes = self.init_encoder_act_and_norm(nodes)
         for conv in self.encoders:
-            nodes = self.run_part(conv, nodes, edges)
+            nodes = self.run_part(conv, nodes, neighbours)
 
         face_embed = rearrange(nodes[:-1], "(b nf) d -> b nf d", b=batch)
         face_embed = self._attend(face_embed, face_mask).masked_fill(no_face, 0.0)
@@ -134,6 +137,8 @@ class FaceEncoder(PartRunner):
     def _attend(
         self, face_embed: Float[Tensor, "b nf d"], face_mask: Bool[Tensor, "b nf"]
     ) -> Float[Tensor, "b nf d"]:
+        if not self.encoder_attn_blocks:
+            return face_embed
         order = order_padding_last(face_mask)
         mask = face_mask.gather(1, order)
         x = reorder_faces(face_embed, order)

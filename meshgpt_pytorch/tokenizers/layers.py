@@ -1,18 +1,17 @@
 """Building blocks of the autoencoder: the 1-D ResNet over faces, and attention between faces.
 
-Feature maps of the ResNet are laid out channels first, ``b d nf``, with a mask ``b 1 nf`` of the
-faces that exist. Padded faces never reach a mean, a norm or a neighbour, so what a block computes
-for a mesh does not depend on the batch around it.
+Feature maps of the ResNet, ``b nf d``, come with a mask ``b nf 1`` of the faces that exist. They
+are zero where padded, and each block leaves them so. Padded faces then never reach a mean, a norm
+or a neighbour, and what a block computes for a mesh does not depend on the batch around it.
 """
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from math import sqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from einops.layers.torch import Rearrange
 from jaxtyping import Bool, Float, Int
 from local_attention import LocalMHA
@@ -22,6 +21,7 @@ from torch.nn import Module, ModuleList
 from x_transformers.x_transformers import FeedForward, RMSNorm
 
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
+from meshgpt_pytorch.tokenizers.pixel_norm import pixel_norm_silu
 
 
 def order_padding_last(face_mask: Bool[Tensor, "b nf"]) -> Int[Tensor, "b nf"]:
@@ -43,24 +43,29 @@ def reorder_faces(
     x: Float[Tensor, "b nf d"], order: Int[Tensor, "b nf"]
 ) -> Float[Tensor, "b nf d"]:
     """Take faces in another order, see ``order_padding_last``."""
-    return x.take_along_dim(rearrange(order, "b nf -> b nf 1"), dim=1)
+    batch, num_faces, _ = x.shape
+    # rows of one table: along an axis, each number would be looked up by itself
+    row = torch.arange(batch, device=x.device) * num_faces
+    place = rearrange(order + rearrange(row, "b -> b 1"), "b nf -> (b nf)")
+    taken = rearrange(x, "b nf d -> (b nf) d").index_select(0, place)
+    return rearrange(taken, "(b nf) d -> b nf d", b=batch)
 
 
-class PixelNorm(Module):
-    """Scale each position to unit mean square over its channels (Karras et al., 1710.10196).
+def convolve_faces(conv: nn.Conv1d, x: Float[Tensor, "b nf d"]) -> Float[Tensor, "b nf d_out"]:
+    """Convolve over the faces of each row, as many zeros beside it as the convolution pads with.
 
     Args:
-        dim: axis of the channels.
-        eps: lower bound of the norm divided by.
+        conv: the convolution; its own ``forward`` would want channels before faces.
+        x: features.
+
+    Returns:
+        features of as many faces.
     """
-
-    def __init__(self, dim: int, eps: float = 1e-4) -> None:
-        super().__init__()
-        self.dim = dim
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=self.dim, eps=self.eps) * sqrt(x.shape[self.dim])
+    # an image one face high, whose channels lie side by side already
+    image = rearrange(x, "b nf d -> b d 1 nf")
+    weight = rearrange(conv.weight, "d_out d width -> d_out d 1 width")
+    convolved = F.conv2d(image, weight, conv.bias, padding=(0, conv.kernel_size[0] // 2))
+    return rearrange(convolved, "b d 1 nf -> b nf d")
 
 
 class SqueezeExcite(Module):
@@ -80,17 +85,15 @@ class SqueezeExcite(Module):
             nn.SiLU(),
             nn.Linear(dim_inner, dim),
             nn.Sigmoid(),
-            Rearrange("b d -> b d 1"),
+            Rearrange("b d -> b 1 d"),
         )
 
     def forward(
-        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
-    ) -> Float[Tensor, "b d nf"]:
-        if mask is None:
-            return x * self.net(reduce(x, "b d nf -> b d", "mean"))
-        x = x.masked_fill(~mask, 0.0)
-        num_faces = reduce(mask.to(x.dtype), "b 1 nf -> b 1", "sum")
-        return x * self.net(reduce(x, "b d nf -> b d", "sum") / num_faces.clamp(min=1e-5))
+        self, x: Float[Tensor, "b nf d"], mask: Bool[Tensor, "b nf 1"]
+    ) -> Float[Tensor, "b 1 d"]:
+        """Return the gate of each channel."""
+        num_faces = mask.sum(dim=1).clamp(min=1)
+        return self.net(x.sum(dim=1) / num_faces)
 
 
 class Block(Module):
@@ -105,19 +108,12 @@ class Block(Module):
     def __init__(self, dim: int, dim_out: int, dropout: float | int = 0.0) -> None:
         super().__init__()
         self.proj = nn.Conv1d(dim, dim_out, 3, padding=1)
-        self.norm = PixelNorm(dim=1)
         self.dropout = nn.Dropout(dropout)
-        self.act = nn.SiLU()
 
     def forward(
-        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
-    ) -> Float[Tensor, "b d_out nf"]:
-        if mask is not None:
-            x = x.masked_fill(~mask, 0.0)
-        x = self.proj(x)
-        if mask is not None:
-            x = x.masked_fill(~mask, 0.0)
-        return self.dropout(self.act(self.norm(x)))
+        self, x: Float[Tensor, "b nf d"], mask: Bool[Tensor, "b nf 1"]
+    ) -> Float[Tensor, "b nf d_out"]:
+        return self.dropout(pixel_norm_silu(convolve_faces(self.proj, x), mask))
 
 
 class ResnetBlock(Module):
@@ -137,11 +133,14 @@ class ResnetBlock(Module):
         self.residual_conv = nn.Conv1d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "b d nf"], mask: Bool[Tensor, "b 1 nf"] | None = None
-    ) -> Float[Tensor, "b d_out nf"]:
-        hidden = self.block1(x, mask=mask)
-        hidden = self.block2(hidden, mask=mask)
-        return self.excite(hidden, mask=mask) + self.residual_conv(x)
+        self, x: Float[Tensor, "b nf d"], mask: Bool[Tensor, "b nf 1"]
+    ) -> Float[Tensor, "b nf d_out"]:
+        hidden = self.block2(self.block1(x, mask), mask)
+        shortcut = x
+        if isinstance(self.residual_conv, nn.Conv1d):
+            # its bias reaches padded faces
+            shortcut = convolve_faces(self.residual_conv, x) * mask
+        return torch.addcmul(shortcut, hidden, self.excite(hidden, mask))
 
 
 class AttentionBlock(ModuleList):
@@ -201,32 +200,32 @@ class AttentionBlock(ModuleList):
         return feed_forward(x) + x
 
 
-class ChannelLayerNorm(nn.LayerNorm):
-    """Normalise the channels of a channels-first feature map."""
+class InitialConvolution(ModuleList):
+    """Convolve over faces, activate and normalise: the first step of the decoder.
 
-    def forward(self, input: Float[Tensor, "b d nf"]) -> Float[Tensor, "b d nf"]:
-        normed = super().forward(rearrange(input, "b d nf -> b nf d"))
-        return rearrange(normed, "b nf d -> b d nf")
-
-
-def init_decoder_conv(dim: int, dim_out: int, kernel_size: int) -> nn.Sequential:
-    """Build the decoder's first convolution over faces.
+    A list of parts whose normalisation is the fourth, as upstream's, so that weights keep names.
 
     Args:
         dim: width of a face, all its vertices side by side.
         dim_out: channels out.
         kernel_size: faces that a window spans; odd, so that it is centred on one.
 
-    Returns:
-        a module ``b dim nf -> b dim_out nf``. Its normalisation is its fourth part, as upstream's.
-
     Raises:
         ValueError: the kernel is even.
     """
-    if kernel_size % 2 == 0:
-        raise ValueError(
-            f"init_decoder_conv_kernel must be odd, to be centred on a face, got {kernel_size}; "
-            f"use {kernel_size - 1} or {kernel_size + 1}"
-        )
-    conv = nn.Conv1d(dim, dim_out, kernel_size, padding=kernel_size // 2)
-    return nn.Sequential(conv, nn.SiLU(), nn.Identity(), ChannelLayerNorm(dim_out))
+
+    def __init__(self, dim: int, dim_out: int, kernel_size: int) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f"init_decoder_conv_kernel must be odd, to be centred on a face, got {kernel_size};"
+                f" use {kernel_size - 1} or {kernel_size + 1}"
+            )
+        conv = nn.Conv1d(dim, dim_out, kernel_size, padding=kernel_size // 2)
+        super().__init__((conv, nn.SiLU(), nn.Identity(), nn.LayerNorm(dim_out)))
+
+    def forward(
+        self, x: Float[Tensor, "b nf d"], mask: Bool[Tensor, "b nf 1"]
+    ) -> Float[Tensor, "b nf d_out"]:
+        conv, activation, _, norm = self
+        assert isinstance(conv, nn.Conv1d), "as it was built"
+        return norm(activation(convolve_faces(conv, x))) * mask

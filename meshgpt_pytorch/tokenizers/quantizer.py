@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +19,7 @@ from vector_quantize_pytorch import ResidualLFQ, ResidualSimVQ, ResidualVQ
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.lookup_free import factorize_entropy
+from meshgpt_pytorch.tokenizers.row_groups import group_rows, mean_of_groups
 from meshgpt_pytorch.typing import typecheck
 
 QuantizerKind: TypeAlias = Literal["lfq", "rvq", "fsq", "simvq"]
@@ -163,22 +164,25 @@ def average_over_vertices(
     Returns:
         features ``b nv d``, and a mask ``b nv`` of the vertices that some face refers to.
     """
-    batch, _, _, dim = corner_features.shape
-    # where each addition is rounded, as on CUDA, bfloat16 cannot count past 256 corners
+    batch = len(faces)
+    # half precision cannot add up many corners
     sum_dtype = torch.promote_types(corner_features.dtype, torch.float32)
-    # padded faces go to one row more, which is cut off again
-    indices = faces.masked_fill(~rearrange(face_mask, "b nf -> b nf 1"), num_vertices)
-    indices = rearrange(indices, "b nf nvf -> b (nf nvf)")
-    referenced = torch.zeros(
-        (batch, num_vertices + 1), dtype=torch.bool, device=faces.device
-    ).scatter(1, indices, True)
-    features = scatter_mean(
-        corner_features.new_zeros((batch, num_vertices + 1, dim), dtype=sum_dtype),
-        repeat(indices, "b n -> b n d", d=dim),
-        rearrange(corner_features, "b nf nvf d -> b (nf nvf) d").to(sum_dtype),
-        dim=1,
+    # all meshes as one list of vertices; padded faces go to one more of each, cut off again
+    vertices = faces.masked_fill(~rearrange(face_mask, "b nf -> b nf 1"), num_vertices)
+    offset = torch.arange(batch, device=faces.device) * (num_vertices + 1)
+    vertices = rearrange(vertices + rearrange(offset, "b -> b 1 1"), "b nf nvf -> (b nf nvf)")
+    corners = torch.arange(len(vertices), device=faces.device)
+    groups = group_rows(
+        torch.stack((corners, vertices)),
+        num_rows=len(corners),
+        num_groups=batch * (num_vertices + 1),
     )
-    return features[:, :-1].to(corner_features.dtype), referenced[:, :-1]
+    features = mean_of_groups(
+        rearrange(corner_features, "b nf nvf d -> (b nf nvf) d").to(sum_dtype), groups
+    )
+    features = rearrange(features, "(b nv) d -> b nv d", b=batch)[:, :-1]
+    referenced = rearrange(groups.sizes > 0, "(b nv) -> b nv", b=batch)[:, :-1]
+    return features.to(corner_features.dtype), referenced
 
 
 def require_initialized(quantizer: Quantizer) -> None:

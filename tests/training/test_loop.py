@@ -244,8 +244,12 @@ def test_mappings_of_the_caller_are_left_alone(make_trainer: Any) -> None:
     }
 
 
-# torch.compile looks at attributes that warn
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore:Dynamo")
+# torch.compile looks at attributes that warn, and makes a function of autograd as it should not
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor",
+    "ignore:Dynamo",
+    "ignore:.*function.Function'> should not be instantiated",
+)
 def test_compiled_parts_train_as_the_model_does(
     make_trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
