@@ -22,8 +22,8 @@ from meshgpt_pytorch.mesh import check_mesh_batch
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
 from meshgpt_pytorch.transformer import drawing
 from meshgpt_pytorch.transformer.model import MeshTransformer
+from tests.device_cases import AUTOENCODERS, TEXTS, TRANSFORMERS, gradients, mesh_batch, step
 from tests.helpers import ROOT
-from tests.test_devices import AUTOENCODERS, TEXTS, TRANSFORMERS, gradients, mesh_batch, step
 from tests.training.runs import Samples, make_autoencoder, make_text_transformer, small_run
 
 pytestmark = pytest.mark.gpu

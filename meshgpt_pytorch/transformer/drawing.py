@@ -89,7 +89,7 @@ class FaceDrawer(CodeDrawer):
         if not isinstance(predictor, SteppingPredictor):
             raise ValueError(
                 "cuda_graphs=True needs cache_kv=True and decoder options that can be stepped, got "
-                "others; leave it out"
+                "cache_kv=False or other options; leave it out"
             )
         if not sampling.takes_each_row_alone:
             raise ValueError(

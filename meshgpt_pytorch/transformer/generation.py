@@ -107,7 +107,8 @@ class MeshGeneration(CodeModel, MeshCodes):
             cuda_graphs: start the work of a whole face at once, on CUDA. Starting its operations
                 one by one is what small models and batches wait for. It takes a moment to record
                 at first, and again when the room for keys and values doubles or meshes that have
-                ended are left out; the codes are the same.
+                ended are left out; the codes are the same. Off by default, since it has not run
+                on hardware yet.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
