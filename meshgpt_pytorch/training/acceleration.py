@@ -15,6 +15,10 @@ from accelerate.utils import (
     is_wandb_available,
 )
 from torch.nn import Module
+from torch.optim import Optimizer
+
+from meshgpt_pytorch.training.stepping import Stepping
+from meshgpt_pytorch.training.zero import ZeroStepping, require_zero
 
 COMPILER = "inductor"
 
@@ -54,7 +58,7 @@ def build_accelerator(
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         kwargs.setdefault("kwargs_handlers", [unused])
     accelerator = Accelerator(**kwargs)
-    check_processes(accelerator)
+    check_processes(accelerator, may_skip_parameters=find_unused_parameters)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         warnings.warn(
             "accelerate uses float16 only on GPUs, and trains in float32 on cpu; pass "
@@ -64,7 +68,7 @@ def build_accelerator(
     return accelerator
 
 
-def check_processes(accelerator: Accelerator) -> None:
+def check_processes(accelerator: Accelerator, *, may_skip_parameters: bool = False) -> None:
     """Check how accelerate lets processes work together; see `build_accelerator`."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes == 1 < started:
@@ -74,12 +78,14 @@ def check_processes(accelerator: Accelerator) -> None:
             f"checkpoints; without GPUs pass accelerator_kwargs={{'cpu': True}}"
         )
     kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if kind == DistributedType.MEGATRON_LM:
         raise RuntimeError(
             f"the trainers must take the optimizer's steps and save its state themselves, got "
             f"{kind.value}, which does both in its own engine; share the weights with FSDP: "
             f"distributed_type: FSDP and fsdp_version: 2 in accelerate's configuration"
         )
+    if kind == DistributedType.DEEPSPEED:
+        require_zero(accelerator, may_skip_parameters=may_skip_parameters)
     if kind == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
@@ -96,6 +102,22 @@ def check_processes(accelerator: Accelerator) -> None:
             f": each process has the whole model ({kind.value})",
             stacklevel=2,
         )
+
+
+def prepare_stepping(
+    accelerator: Accelerator,
+    model: Module,
+    optimizer: Optimizer,
+    *,
+    max_grad_norm: float | None,
+    batch_size: int,
+) -> Stepping:
+    """Prepare model and optimizer for steps in the way that accelerate was configured for."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return ZeroStepping(
+            accelerator, model, optimizer, max_grad_norm=max_grad_norm, batch_size=batch_size
+        )
+    return Stepping(accelerator, model, optimizer, max_grad_norm=max_grad_norm)
 
 
 def common_seed(seed: int | None) -> int:

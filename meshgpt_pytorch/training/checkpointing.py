@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 
 from meshgpt_pytorch.checkpoint import is_upstream_file, read_upstream_file
-from meshgpt_pytorch.checkpoint.sharding import gather_shares
 from meshgpt_pytorch.training.batches import TrainingBatches
 from meshgpt_pytorch.training.folders import (
     CheckpointFolder,
@@ -17,9 +16,10 @@ from meshgpt_pytorch.training.folders import (
     read_checkpoint,
     save_checkpoint,
 )
-from meshgpt_pytorch.training.optimizer import LearningRate, load_optimizer_state
+from meshgpt_pytorch.training.optimizer import LearningRate
 from meshgpt_pytorch.training.options import TrainerOptions
 from meshgpt_pytorch.training.random_state import get_random_state, set_random_state
+from meshgpt_pytorch.training.stepping import Stepping
 from meshgpt_pytorch.training.surface import TrainerSurface
 from meshgpt_pytorch.training.upstream import load_upstream_moments
 
@@ -35,6 +35,7 @@ class Checkpointing(TrainerSurface):
     learning_rate: LearningRate
     optimizer: Any
     options: TrainerOptions
+    stepping: Stepping
 
     @cached_property
     def checkpoints(self) -> CheckpointFolder:
@@ -62,7 +63,7 @@ class Checkpointing(TrainerSurface):
             "step": self.step,
             # a collective call: each process has random generators of its own
             "random_states": gather_object([get_random_state()]),
-            "optimizer": gather_shares(self.optimizer.state_dict()),
+            "optimizer": self.stepping.state_dict(),
             **{name: part.state_dict() for name, part in parts.items()},
         }
         if self.is_main:
@@ -111,7 +112,7 @@ class Checkpointing(TrainerSurface):
         if self.average is not None:
             name = "ema.safetensors" if "average" in state else "model.safetensors"
             self.average.model.load(folder / name)
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.stepping.load_state_dict(state["optimizer"])
         for name, part in self._stateful_parts().items():
             if name in state:
                 part.load_state_dict(state[name])

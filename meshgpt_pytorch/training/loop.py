@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from math import inf, isfinite
@@ -17,12 +16,12 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from meshgpt_pytorch.checkpoint import SavedModule
-from meshgpt_pytorch.checkpoint.sharding import gather_shares
 from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.training.acceleration import (
     build_accelerator,
     common_seed,
     compile_parts,
+    prepare_stepping,
     without_compilation,
 )
 from meshgpt_pytorch.training.averaging import AveragedModel
@@ -123,9 +122,17 @@ class MeshTrainer(Checkpointing):
         self.skipped = SkippedSteps(options.max_skipped_steps)
         if options.compile:
             compile_parts(self.compiled_parts(model))
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # steps choose their precision themselves; the model computes as its file does, also after
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.stepping = prepare_stepping(
+            self.accelerator,
+            model,
+            optimizer,
+            max_grad_norm=options.max_grad_norm,
+            batch_size=options.batch_size,
+        )
+        self.model, self.optimizer = self.stepping.model, self.stepping.optimizer
+        if self.accelerator.mixed_precision != "no":
+            # steps choose their precision themselves; the model computes as its file does
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self.reporter = Reporter(
             self.accelerator,
             self.checkpoint_folder,
@@ -201,19 +208,17 @@ class MeshTrainer(Checkpointing):
         if not self.model.training:
             self.model.train()
 
+        self.stepping.take_up_weights()
+
         started = time.monotonic()
         batches = iter(self.batches)
         with noting_sigterm() as sigterm, self.reporter.running(self.step, self.num_train_steps):
             while self.step < self.num_train_steps and not self._is_late(started):
                 record = self._train_step(batches)
                 is_ending = self._is_ending(sigterm)
-                is_val_due = self.val_loader is not None and self.step % self.options.val_every == 0
-                # who sends SIGTERM does not wait for a validation
-                if is_val_due and not is_ending:
-                    record |= self.validate()
-                is_sample_due = self.step % (self.options.sample_every or inf) == 0
-                if is_sample_due and not is_ending:
-                    self.sample()
+                # who sends SIGTERM does not wait for a validation, nor for the step after one
+                if not is_ending and self._validate_and_sample(record):
+                    is_ending = self._is_ending(sigterm)
                 self.reporter.report(record)
                 self._stop_if_diverged(record)
                 is_save_due = self.step % self.options.checkpoint_every == 0 or is_ending
@@ -240,20 +245,14 @@ class MeshTrainer(Checkpointing):
         totals: dict[str, Tensor] = {}
         for index, arguments in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
-            with self._syncing(is_last), self.accelerator.autocast():
+            with self.stepping.accumulating(is_last=is_last), self.accelerator.autocast():
                 losses = self.compute_losses(self.model, arguments)
-                self.accelerator.backward(losses["loss"] * weights[index])
+                self.stepping.backward(losses["loss"] * weights[index])
             for name, loss in losses.items():
                 totals.setdefault(name, loss.new_zeros((), dtype=torch.float32))
                 totals[name] += loss.detach() * weights[index]
 
-        max_grad_norm = self.options.max_grad_norm
-        grad_norm = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), inf if max_grad_norm is None else max_grad_norm
-        )
-        # some engines of accelerate clip on their own
-        if grad_norm is not None:
-            totals["grad_norm"] = gather_shares(torch.as_tensor(grad_norm))
+        totals["grad_norm"] = self.stepping.clip_gradients()
         faces = [self.count_faces(arguments).float() for arguments in micro_batches]
         totals["faces"] = torch.stack(faces).sum()
         numbers = self._read(totals)
@@ -270,12 +269,8 @@ class MeshTrainer(Checkpointing):
 
         A step whose loss or gradient is not finite is skipped, in all processes alike.
         """
-        # a scaler of half precision skips by itself, and has to see why
-        if is_finite or self.accelerator.scaler is not None:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        is_taken = self.stepping.step(is_finite=is_finite)
         self.step += 1
-        is_taken = is_finite and not self.accelerator.optimizer_step_was_skipped
         if is_taken:
             self.learning_rate.step()
             if self.options.ema_kwargs is not None:
@@ -283,6 +278,16 @@ class MeshTrainer(Checkpointing):
             if self.average is not None:
                 self.average.update()
         return is_taken
+
+    def _validate_and_sample(self, record: Record) -> bool:
+        """Do what is due at this step, add it to the record, and tell whether anything was."""
+        is_val_due = self.val_loader is not None and self.step % self.options.val_every == 0
+        is_sample_due = self.step % (self.options.sample_every or inf) == 0
+        if is_val_due:
+            record |= self.validate()
+        if is_sample_due:
+            self.sample()
+        return is_val_due or is_sample_due
 
     @torch.no_grad()
     def sample(self) -> Path:
@@ -324,10 +329,6 @@ class MeshTrainer(Checkpointing):
         counts = torch.stack([self.count_targets(arguments) for arguments in micro_batches]).float()
         total = self.accelerator.reduce(counts.sum(), reduction="sum")
         return list(counts * processes / total)
-
-    def _syncing(self, is_last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients between processes in the last batch of a step only."""
-        return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
     def _read(self, totals: Mapping[str, Tensor]) -> Record:
         """Average scalars over processes, and wait for the device once for all of them."""

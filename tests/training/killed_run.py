@@ -1,7 +1,7 @@
 """Train in processes that are killed at random moments, each going on where the last one was.
 
-Run by test_interruption.py: prints the step at which each process started, and whether the run that
-was killed so often ends as one that was not.
+Run by test_interruption.py: writes down at which step each process started, and whether the run
+that was killed so often ends as one that was not.
 """
 
 import json
@@ -99,7 +99,7 @@ def main(folder: Path) -> None:
         "names": sorted(path.name for path in (folder / "killed" / "checkpoints").iterdir()),
         "steps": trainer.step + 2,
     }
-    sys.stdout.write(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

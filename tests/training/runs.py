@@ -1,5 +1,6 @@
 """Small models, samples and options for training runs of a few steps."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,13 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
 
 def without_speed(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in record.items() if k != "faces_per_second"} for record in history]
+
+
+def flatten(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """List what containers hold, and where."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from flatten(item, (*place, key))
+    else:
+        yield place, value

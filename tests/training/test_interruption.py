@@ -25,7 +25,7 @@ def test_killed_at_any_moment_the_next_start_goes_on_from_a_whole_checkpoint(
     command = [sys.executable, "-W", "ignore", "-m", "tests.training.killed_run", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    report = json.loads((tmp_path / "report.json").read_text())
     # the run got ahead, and neither of its two checkpoints ever fell back
     for kind in ("latest", "rolling"):
         starts = [int(start) for each, start in report["starts"] if each == kind]
@@ -92,6 +92,21 @@ def test_sigterm_saves_and_ends_and_the_run_goes_on(make_trainer: Any, tmp_path:
     resumed()
     assert_same_state(resumed.unwrapped_model, whole.unwrapped_model)
     assert without_speed(resumed.history) == without_speed(whole.history)
+
+
+def test_sigterm_during_a_validation_saves_the_step_of_it(make_trainer: Any) -> None:
+    trainer = make_trainer(val_dataset=Samples(), val_every=2)
+    new_meter = trainer.new_meter
+
+    def end() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return new_meter()
+
+    trainer.new_meter = end
+    with pytest.raises(SystemExit):
+        trainer()
+    assert trainer.last_checkpoint == trainer.checkpoints.path(2)
+    assert "val_loss" in trainer.history[-1]
 
 
 def test_only_the_main_thread_can_note_sigterm() -> None:

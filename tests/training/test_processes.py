@@ -14,28 +14,37 @@ import torch
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.helpers import ROOT
-from tests.training import resumed_run
+from tests.training import preempted_run, resumed_run
 from tests.training.runs import assert_same_state, without_speed
 from tests.training.two_processes import NUM_STEPS, make_trainer, meshes_of
 
 KINDS = {"autoencoder": MeshAutoencoder, "transformer": MeshTransformer}
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes trained, each with the whole model or with a share."""
-    folder = tmp_path_factory.mktemp(request.param)
-    config = ROOT / "examples" / "accelerate_configs" / f"{request.param}.yaml"
+def launch(config: str, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a module of these tests in two processes, as an example's configuration says."""
+    path = ROOT / "examples" / "accelerate_configs" / f"{config}.yaml"
     # the command `accelerate` imports all its subcommands, and with them torchvision
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--mixed_precision", "no", "--module", "tests.training.two_processes"]
-    result = subprocess.run(
-        [*command, str(folder), request.param],
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    command += ["--mixed_precision", "no", "--module", f"tests.training.{module}"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
+
+
+# of the weights and of the moments, in each process
+SHARES = {"ddp": (1.0, 1.0), "fsdp": (0.5, 0.5), "deepspeed": (1.0, 0.5)}
+
+
+@pytest.fixture(scope="module", params=SHARES)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes trained, in each way of working together."""
+    folder = tmp_path_factory.mktemp(request.param)
+    result = launch(request.param, "two_processes", folder, request.param)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -84,11 +93,35 @@ def test_one_process_goes_on_where_two_were(runs: Path, kind: str, tmp_path: Pat
         assert single == pytest.approx(double, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", resumed_run.KINDS)
+def test_one_process_reads_the_moments_of_two(runs: Path, kind: str, tmp_path: Path) -> None:
+    one = resumed_run.build(kind, tmp_path, 4)
+    one.load(runs / "random" / kind / "checkpoint")
+    optimizer = one.optimizer.optimizer
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
+        assert state["step"] == 2
+    one()
+    # each parameter counts for itself
+    assert {float(optimizer.state[parameter]["step"]) for parameter in parameters} == {4.0}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_have_the_whole_model_or_a_share(runs: Path, kind: str) -> None:
-    shares = [read_report(runs, kind, process=number)["share"] for number in (0, 1)]
-    wanted = [0.5, 0.5] if runs.name.startswith("fsdp") else [1.0, 1.0]
-    assert shares == pytest.approx(wanted, abs=0.01)
+    weights, moments = SHARES[runs.name.rstrip("0123456789")]
+    for process in (0, 1):
+        found = read_report(runs, kind, process)["shares"]
+        assert found == pytest.approx([weights, moments], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_in_one_process_is_skipped_in_both(runs: Path, kind: str) -> None:
+    for process in (0, 1):
+        spoiled = read_report(runs, kind, process)["spoiled"]
+        assert spoiled == ["step 2 was skipped", "step 3 was skipped"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,3 +156,26 @@ def test_two_processes_go_on_where_they_were(runs: Path, kind: str) -> None:
         file = f"mesh-{kind}.ckpt.{NUM_STEPS}/{name}.safetensors"
         folders = (runs / kind, runs / f"{kind}.resumed")
         assert_same_state(*(KINDS[kind].init_and_load(folder / file) for folder in folders))
+
+
+def test_two_processes_of_which_sigterm_reaches_one_save_once_and_go_on(tmp_path: Path) -> None:
+    for signalled in preempted_run.SIGNALLED:
+        result = launch("ddp", "preempted_run", tmp_path, "end", signalled)
+        assert result.returncode != 0
+        checkpoints = tmp_path / signalled / "checkpoints"
+        lines = (checkpoints / "mesh-transformer.history.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+        # nothing is left of the writing, and there is one checkpoint: that of the last step
+        assert sorted(path.name for path in checkpoints.iterdir()) == [
+            f"mesh-transformer.ckpt.{len(lines)}",
+            "mesh-transformer.history.jsonl",
+        ]
+        if signalled == "one process":
+            assert len(lines) == 3
+            assert "exitcode  : 143" in result.stderr
+    result = launch("ddp", "preempted_run", tmp_path, "go-on")
+    assert result.returncode == 0, result.stderr
+    for process in (0, 1):
+        report = json.loads((tmp_path / f"report.{process}.json").read_text())
+        assert report.keys() == set(preempted_run.SIGNALLED)
+        assert all(all(each.values()) for each in report.values())

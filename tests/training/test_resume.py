@@ -2,9 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,17 +11,7 @@ from torch import Tensor
 from meshgpt_pytorch.checkpoint import load_training_state
 from tests.helpers import ROOT
 from tests.training.resumed_run import KINDS, build
-from tests.training.runs import assert_same_state, without_speed
-
-
-def flatten(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """List what containers hold, and where."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from flatten(item, (*place, key))
-    else:
-        yield place, value
+from tests.training.runs import assert_same_state, flatten, without_speed
 
 
 @pytest.mark.parametrize("kind", KINDS)

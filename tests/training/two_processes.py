@@ -1,11 +1,13 @@
 """What each of two processes does in test_processes.py: train, save, resume, and write it down.
 
-accelerate launch --module tests.training.two_processes <folder> <ddp or fsdp>
+accelerate launch --module tests.training.two_processes <folder> <ddp, fsdp or deepspeed>
 """
 
 import json
 import os
 import sys
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,21 @@ os.environ["TYPECHECK"] = "True"
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 
+from meshgpt_pytorch.checkpoint.sharding import gather_shares
 from meshgpt_pytorch.mesh import Mesh
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
 from meshgpt_pytorch.training.loop import MeshTrainer
 from tests.helpers import box_mesh
 from tests.training import resumed_run
-from tests.training.runs import Samples, make_autoencoder, make_transformer, without_speed
+from tests.training.runs import (
+    Samples,
+    flatten,
+    make_autoencoder,
+    make_transformer,
+    without_speed,
+)
 
 NUM_STEPS = 6
 BOXES: tuple[Mesh, ...] = tuple(
@@ -92,13 +101,75 @@ def share_weights_on_the_cpu() -> None:
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
 
 
-def share_of_weights(trainer: MeshTrainer) -> float:
-    """Return how much of the trained weights is in this process."""
-    own = whole = 0
-    for weight in trainer.model.parameters():
-        whole += weight.numel()
-        own += weight.to_local().numel() if hasattr(weight, "to_local") else weight.numel()
-    return own / whole
+def use_deepspeed_on_the_cpu() -> None:
+    """Have accelerate do on the CPU what it does on GPUs alone, as it was configured for it."""
+    import deepspeed.ops
+
+    # gloo does without what DeepSpeed would compile
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    use = os.environ.pop("ACCELERATE_USE_DEEPSPEED")
+    Accelerator(cpu=True)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = use
+    plugin = DeepSpeedPlugin()
+    plugin.set_mixed_precision("no")
+    plugin.select(_from_accelerator_state=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+    AcceleratorState._shared_state["deepspeed_plugins"] = plugin
+
+
+def count(tensors: Iterable[torch.Tensor]) -> int:
+    """Return how many numbers of some tensors are in this process."""
+    return sum(getattr(each, "to_local", lambda each=each: each)().numel() for each in tensors)
+
+
+def shares(trainer: MeshTrainer) -> list[float]:
+    """Return how much of the trained weights, and of their moments, is in this process."""
+    weights = [each for each in trainer.model.parameters() if each.requires_grad]
+    whole = sum(each.numel() for each in weights)
+    inner = trainer.optimizer
+    while hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    moments = [each["momentum_buffer"] for each in inner.state.values()]
+    return [count(weights) / whole, count(moments) / whole]
+
+
+def weights_and_moments(trainer: MeshTrainer) -> Any:
+    """Copy the state of the model and of the optimizer, in one piece."""
+    state = trainer.whole.trained.state_dict(), trainer.stepping.state_dict()
+    return deepcopy(gather_shares(state))
+
+
+def what_a_spoiled_step_changes(kind: str, folder: Path) -> list[str]:
+    """Spoil the loss, then the gradient of one process, and name what is not as before.
+
+    The state of the optimizer is put back as it is, which changes nothing either.
+    """
+    trainer = make_trainer(kind, folder, batch_size=1, num_train_steps=1, val_dataset=None)
+    trainer()
+    before = weights_and_moments(trainer)
+    compute_losses = trainer.compute_losses
+
+    def spoil(*arguments: Any) -> dict[str, torch.Tensor]:
+        losses = compute_losses(*arguments)
+        if trainer.accelerator.process_index == 1 and trainer.step == 1:
+            losses["loss"] = losses["loss"] * torch.inf
+        if trainer.accelerator.process_index == 1 and trainer.step == 2:
+            losses["loss"].register_hook(lambda gradient: gradient * torch.nan)
+        return losses
+
+    trainer.compute_losses = spoil
+    trainer.num_train_steps = 3
+    trainer()
+    trainer.stepping.load_state_dict(weights_and_moments(trainer)[1])
+    leaves = [dict(flatten(state)) for state in (before, weights_and_moments(trainer))]
+    changed = [
+        str(place)
+        for place, value in leaves[0].items()
+        if not bool(torch.as_tensor(value == leaves[1][place]).all())
+    ]
+    skipped = [record["step"] for record in trainer.history if "skipped" in record]
+    return [*changed, *(f"step {step} was skipped" for step in skipped)]
 
 
 def is_resume_exact(kind: str, folder: Path) -> dict[str, bool]:
@@ -125,11 +196,18 @@ def main(folder: Path, config: str) -> None:
     """Train both models, and go on from a checkpoint of each."""
     if config == "fsdp":
         share_weights_on_the_cpu()
-    for kind in ("autoencoder", "transformer"):
-        whole, resumed = folder / kind, folder / f"{kind}.resumed"
+    if config == "deepspeed":
+        use_deepspeed_on_the_cpu()
+    for stage, kind in enumerate(("autoencoder", "transformer"), start=1):
+        if config == "deepspeed":
+            plugin = AcceleratorState().deepspeed_plugin
+            plugin.deepspeed_config["zero_optimization"]["stage"] = stage
+        whole, resumed, spoiled = (
+            folder / f"{kind}{each}" for each in ("", ".resumed", ".spoiled")
+        )
         if PartialState(cpu=True).is_main_process:
-            whole.mkdir()
-            resumed.mkdir()
+            for each in (whole, resumed, spoiled):
+                each.mkdir()
         PartialState().wait_for_everyone()
         trainer = make_trainer(kind, whole, batch_size=1)
         trainer()
@@ -139,7 +217,8 @@ def main(folder: Path, config: str) -> None:
         report = {
             "whole": trainer.history,
             "resumed": second.history,
-            "share": share_of_weights(trainer),
+            "shares": shares(trainer),
+            "spoiled": what_a_spoiled_step_changes(kind, spoiled),
         }
         path = folder / f"{kind}.{trainer.accelerator.process_index}.json"
         path.write_text(json.dumps(report))
