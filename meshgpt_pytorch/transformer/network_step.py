@@ -41,7 +41,7 @@ class NetworkStep:
         self.logits, cache = model._predict_last(codes, text, pooled)
         self.per_face = model.num_codes_per_face
         self.num_codes = codes.shape[1]
-        # how many faces are complete, once the device counts
+        # how many faces are complete, once the device counts; codes then count the place in a face
         self.num_faces: Int[Tensor, " 1"] | None = None
         self._read_embeddings(model)
         self.face_codes = cache.face_codes.new_empty(
