@@ -47,6 +47,7 @@ SIZES: Mapping[str, Any] = {
 }
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
+CLOCKS: Mapping[str, Clock] = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,10 @@ def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
     )
 
 
-def run(variant: Variant, data: Mapping[str, Any], seed: int, budget: float, clock: str) -> dict:
-    """Train a variant and return what it reached."""
+def run(
+    variant: Variant, data: Mapping[str, Any], seed: int, budget: float, clock: str
+) -> tuple[Any, dict]:
+    """Train a variant; return the model, and what it reached."""
     from meshgpt_pytorch import MeshAutoencoder
 
     torch.manual_seed(seed)
@@ -194,30 +197,55 @@ def run(variant: Variant, data: Mapping[str, Any], seed: int, budget: float, clo
 
         meshes = meshes.augment(Compose(Scale(), Mirror(), Shift()), seed=seed)
     batches = endless_batches(meshes, torch.Generator().manual_seed(seed))
-    read_clock = {"cpu": time.process_time, "wall": time.perf_counter}[clock]
-    steps = train(model, batches, budget, read_clock, variant.warm_up)
-    parts = {part: [data[part][i] for i in range(len(data[part]))] for part in ("train", "val")}
-    return {"steps": steps} | {part: asdict(measure(model, parts[part])) for part in parts}
+    steps = train(model, batches, budget, CLOCKS[clock], variant.warm_up)
+    reached = {part: asdict(measure(model, as_list(data[part]))) for part in ("train", "val")}
+    return model, {"steps": steps, **reached}
 
 
-def run_upstream(name: str, data: Mapping[str, Any], python: Path, **options: Any) -> dict:
-    """Run a variant of upstream in a process of its own environment."""
+def as_list(meshes: Any) -> list[Mapping[str, Tensor]]:
+    """Read a data set whole."""
+    return [meshes[index] for index in range(len(meshes))]
+
+
+def run_upstream(
+    name: str, data: Mapping[str, Any], python: Path, **options: Any
+) -> tuple[Any, dict]:
+    """Run a variant of upstream in a process of its own environment.
+
+    Returns:
+        an autoencoder of this library with the weights that upstream trained, which gives the same
+        codes; and upstream's own result.
+    """
+    from meshgpt_pytorch import MeshAutoencoder
+
     with tempfile.TemporaryDirectory() as folder:
-        meshes = {part: [data[part][i] for i in range(len(data[part]))] for part in data}
+        meshes = {part: as_list(data[part]) for part in data}
         torch.save(meshes, Path(folder) / "meshes.pt")
         environment = {key: item for key, item in os.environ.items() if key != "PYTHONPATH"}
         request = json.dumps({"name": name, **options})
         answer = subprocess.run(
-            [python, __file__, "--serve", Path(folder) / "meshes.pt", request],
+            [python, __file__, "--serve", folder, request],
             env=environment,
             check=True,
             stdout=subprocess.PIPE,
             text=True,
         )
-    return json.loads(answer.stdout.splitlines()[-1])
+        model = MeshAutoencoder(**SIZES, **VARIANTS[name].options)
+        model.load_state_dict(torch.load(Path(folder) / "weights.pt"))
+    return model, json.loads(answer.stdout.splitlines()[-1])
 
 
-def serve(path: str, request: str) -> None:
+def run_by_name(
+    name: str, data: Mapping[str, Any], upstream: Path | None, **options: Any
+) -> tuple[Any, dict]:
+    """Run a variant of either side."""
+    if not VARIANTS[name].is_upstream:
+        return run(VARIANTS[name], data, **options)
+    assert upstream is not None, "the command line asks for it"
+    return run_upstream(name, data, upstream, threads=torch.get_num_threads(), **options)
+
+
+def serve(folder: str, request: str) -> None:
     """Do what `run_upstream` asks for, with upstream's package."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.upstream import VERSION
@@ -235,7 +263,9 @@ def serve(path: str, request: str) -> None:
     options = json.loads(request)
     torch.set_num_threads(options.pop("threads"))
     variant = VARIANTS[options.pop("name")]
-    print(json.dumps(run(variant, torch.load(path), **options)))
+    model, result = run(variant, torch.load(Path(folder) / "meshes.pt"), **options)
+    torch.save(model.state_dict(), Path(folder) / "weights.pt")
+    print(json.dumps(result))
 
 
 def identify(name: str, seed: int, minutes: float, arguments: argparse.Namespace) -> dict:
@@ -286,6 +316,24 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.3f}{ends}"
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command line that trains autoencoders."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--near-duplicates", type=Path, help="table of look-alikes")
+    parser.add_argument("--upstream", type=Path, help="interpreter with meshgpt-pytorch 1.8.1")
+    parser.add_argument("--out", type=Path, help="a line of JSON for each run is added")
+
+
+def require_upstream(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with a message if upstream's environment is needed and not given."""
+    needed = any(VARIANTS[name].is_upstream for name in arguments.variants)
+    if needed and arguments.upstream is None:
+        parser.error("variants of upstream need --upstream, the interpreter of its environment")
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -293,19 +341,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the names of the variants")
     parser.add_argument("--table", type=Path, help="print what this file of results says")
     parser.add_argument("--minutes", type=float, nargs="+", default=[5.0, 15.0, 30.0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pack", type=Path, default=PACK)
-    parser.add_argument("--near-duplicates", type=Path, help="table of look-alikes")
-    parser.add_argument("--upstream", type=Path, help="interpreter with meshgpt-pytorch 1.8.1")
-    parser.add_argument("--out", type=Path, help="a line of JSON for each run is added")
+    add_options(parser)
     arguments = parser.parse_args()
     arguments.variants = arguments.variants or list(VARIANTS)
-    trains = not (arguments.list or arguments.table)
-    needs_upstream = any(VARIANTS[name].is_upstream for name in arguments.variants)
-    if trains and needs_upstream and arguments.upstream is None:
-        parser.error("variants of upstream need --upstream, the interpreter of its environment")
+    if not (arguments.list or arguments.table):
+        require_upstream(parser, arguments)
     return arguments
 
 
@@ -320,12 +360,17 @@ def main() -> None:
         train_all(arguments)
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Train each variant with each seed for each time, but for what is in the file already."""
+def read_data(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Heed the threads of the command line, and return the parts of its split."""
     torch.set_num_threads(arguments.threads)
     train_meshes, val_meshes = split(arguments.pack, arguments.near_duplicates)
-    data = {"train": train_meshes, "val": val_meshes}
     print(f"{len(train_meshes)} meshes to train on, {len(val_meshes)} to validate with")
+    return {"train": train_meshes, "val": val_meshes}
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Train each variant with each seed for each time, but for what is in the file already."""
+    data = read_data(arguments)
     results = read_results(arguments.out)
     # all variants of a seed before the next one: what is cut off early has compared something
     for minutes, seed, name in product(arguments.minutes, arguments.seeds, arguments.variants):
@@ -333,11 +378,7 @@ def train_all(arguments: argparse.Namespace) -> None:
         if any(identity.items() <= result.items() for result in results):
             continue
         options = {"seed": seed, "budget": 60 * minutes, "clock": arguments.clock}
-        if VARIANTS[name].is_upstream:
-            options["threads"] = arguments.threads
-            result = run_upstream(name, data, arguments.upstream, **options)
-        else:
-            result = run(VARIANTS[name], data, **options)
+        _, result = run_by_name(name, data, arguments.upstream, **options)
         results.append({**identity, **result})
         if arguments.out is not None:
             with arguments.out.open("a") as file:
