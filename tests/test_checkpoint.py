@@ -25,7 +25,12 @@ from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.transformer.model import MeshTransformer
 from meshgpt_pytorch.typing import typecheck
 from tests.helpers import box_mesh
-from tests.training.runs import LetterEncoder, make_autoencoder, make_text_transformer
+from tests.training.runs import (
+    QUANTIZERS,
+    LetterEncoder,
+    make_autoencoder,
+    make_text_transformer,
+)
 
 
 class Codebook(SavedModule):
@@ -128,14 +133,25 @@ def test_models_among_the_arguments_are_rebuilt(path: Path) -> None:
     assert loaded.codebook.config == model.codebook.config
 
 
-def test_autoencoder_gives_equal_codes_after_a_round_trip(path: Path) -> None:
-    model = make_autoencoder(use_residual_lfq=False, codebook_size=8)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_autoencoder_gives_equal_codes_and_faces_after_a_round_trip(
+    path: Path, quantizer: str
+) -> None:
+    model = make_autoencoder(**QUANTIZERS[quantizer])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     vertices, faces = box_mesh()
-    model(vertices=vertices[None], faces=faces[None])
+    # what a learned codebook is initialised with, and no weight as it was drawn
+    model(vertices=vertices[None], faces=faces[None]).backward()
+    optimizer.step()
     model.save(path)
     loaded = MeshAutoencoder.init_and_load(path)
     assert_same_state(model, loaded)
-    assert torch.equal(loaded.tokenize(vertices, faces), model.tokenize(vertices, faces))
+    codes = model.tokenize(vertices, faces)
+    assert torch.equal(loaded.tokenize(vertices, faces), codes)
+    one, other = (
+        each.decode_from_codes_to_faces(codes[None]).face_coords for each in (model, loaded)
+    )
+    assert torch.equal(one, other)
 
 
 def test_transformer_gives_equal_losses_after_a_round_trip(path: Path) -> None:

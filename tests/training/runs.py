@@ -1,6 +1,6 @@
 """Small models, samples and options for training runs of a few steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,20 @@ MESHES = (
     box_mesh(size=(0.3, 0.9, 0.6)),
     box_mesh(size=(0.2, 0.2, 0.9)),
 )
+
+# of `make_autoencoder`, whose codebook has 16 codes
+QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
+    "lfq": {},
+    "rvq": {"quantizer": "rvq"},
+    "simvq": {"quantizer": "simvq"},
+    "fsq": {"quantizer": "fsq", "fsq_levels": (4, 2, 2)},
+    "recipe": {
+        "quantizer": "fsq",
+        "fsq_levels": (4, 2, 2),
+        "vertex_shortcut": True,
+        "vertex_consistent": True,
+    },
+}
 
 
 class Samples(Dataset[Any]):

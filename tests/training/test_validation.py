@@ -16,6 +16,7 @@ from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
 from tests.training.runs import (
     MESHES,
+    QUANTIZERS,
     Samples,
     make_autoencoder,
     make_transformer,
@@ -85,8 +86,11 @@ def test_some_batches_are_the_same_each_time(make_trainer: Any) -> None:
     assert trainer.validate() == trainer.validate()
 
 
-def test_autoencoder_reports_right_faces_and_the_use_of_each_codebook(tmp_path: Path) -> None:
-    model = make_autoencoder()
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_autoencoder_reports_right_faces_and_the_use_of_each_codebook(
+    tmp_path: Path, quantizer: str
+) -> None:
+    model = make_autoencoder(**QUANTIZERS[quantizer])
     options = {**small_run(tmp_path), "val_dataset": Samples(), "val_num_batches": None}
     trainer = MeshAutoencoderTrainer(model, **options)
     trainer()
@@ -102,12 +106,12 @@ def test_autoencoder_reports_right_faces_and_the_use_of_each_codebook(tmp_path: 
         codes += averaged.tokenize(**arguments)[0].tolist()
     assert record["val_triangle_accuracy"] == pytest.approx(sum(map(all, right)) / len(right))
     assert record["val_coordinate_accuracy"] == pytest.approx(sum(map(sum, right)) / len(right) / 9)
-    for quantizer in range(2):
-        counts = Counter(code[quantizer] for code in codes)
-        assert record[f"val_codebook_usage_{quantizer}"] == pytest.approx(len(counts) / 16)
+    for place in range(2):
+        counts = Counter(code[place] for code in codes)
+        assert record[f"val_codebook_usage_{place}"] == pytest.approx(len(counts) / 16)
         shares = [count / len(codes) for count in counts.values()]
         perplexity = math.exp(-sum(share * math.log(share) for share in shares))
-        assert record[f"val_codebook_perplexity_{quantizer}"] == pytest.approx(perplexity)
+        assert record[f"val_codebook_perplexity_{place}"] == pytest.approx(perplexity)
 
 
 def test_codebooks_are_not_judged_before_they_train(tmp_path: Path) -> None:
