@@ -5,10 +5,11 @@
     python benchmarks/autoencoder_quality.py upstream --upstream PYTHON
     python benchmarks/autoencoder_quality.py --table quality.jsonl
 
-All variants have the same sizes and see the same split: a tenth of the meshes, with those that look
-like one of them, is kept for validation. Batches of 16, AdamW, a warm-up of 50 steps, then the
-learning rate falls in a line from 30 % of the time to its end. Each budget is a training of its
-own. Upstream runs in its own environment, whose interpreter is `--upstream`.
+All variants have the same sizes, unless their name says otherwise, and see the same split: a tenth
+of the meshes, with those that look like one of them, is kept for validation. Batches of 16, AdamW,
+a warm-up of 50 steps, then the learning rate falls in a line from 30 % of the time to its end. Each
+budget is a training of its own. Upstream runs in its own environment, whose interpreter is
+`--upstream`.
 
 A run adds a line to the file `--out` as it ends, and is not repeated if it is there: start again
 what was cut off, and it goes on. `--table` turns such a file into a table.
@@ -32,13 +33,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = ROOT / "examples" / "data" / "furniture_adaptive.npz"
 BATCH_SIZE = 16
 MAX_FACES = 100
+# meshes that a quantizer starts from
+START_SIZE = 64
 LEARNING_RATE = 1e-3
 SIZES: Mapping[str, Any] = {
     "encoder_dims_through_depth": (64, 128, 256),
@@ -58,12 +61,16 @@ class Variant:
         options: of the autoencoder, besides the sizes.
         is_augmented: train on meshes scaled, mirrored and shifted anew in each epoch.
         warm_up: share of the time without the quantizer.
+        is_started: start the quantizer from statistics, see ``MeshAutoencoder.start_quantizer``.
+        is_closed: let attention blocks start as identity.
         is_upstream: train upstream's autoencoder.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     is_augmented: bool = True
     warm_up: float = 0.0
+    is_started: bool = False
+    is_closed: bool = False
     is_upstream: bool = False
 
 
@@ -80,12 +87,27 @@ VARIANTS = {
     "lfq, warm-up": Variant(warm_up=0.4),
     "lfq, consistent": Variant({"vertex_consistent": True}),
     "lfq, shortcut": Variant({"vertex_shortcut": True}),
+    "lfq, started": Variant(is_started=True),
+    "lfq, started, not augmented": Variant(is_augmented=False, is_started=True),
+    "lfq, started, consistent": Variant({"vertex_consistent": True}, is_started=True),
+    "lfq, started, shortcut": Variant({"vertex_shortcut": True}, is_started=True),
+    "lfq, started, wide decoder": Variant(
+        {"decoder_dims_through_depth": (256, 256, 384, 384, 512, 512)}, is_started=True
+    ),
+    "lfq, started, attention": Variant(
+        {"attn_encoder_depth": 1, "attn_decoder_depth": 1}, is_started=True
+    ),
+    "lfq, started, attention as identity": Variant(
+        {"attn_encoder_depth": 1, "attn_decoder_depth": 1}, is_started=True, is_closed=True
+    ),
+    "lfq, together": Variant({"vertex_consistent": True, "vertex_shortcut": True}, is_started=True),
     "rvq": Variant({"quantizer": "rvq", "codebook_size": 1024}),
     "simvq": Variant({"quantizer": "simvq", "codebook_size": 1024}),
     "simvq, shortcut": Variant(
         {"quantizer": "simvq", "codebook_size": 1024, "vertex_shortcut": True}
     ),
     "fsq": Variant(FSQ),
+    "fsq, consistent": Variant({**FSQ, "vertex_consistent": True}),
     "fsq, shortcut": Variant({**FSQ, "vertex_shortcut": True}),
     "recipe, not augmented": Variant(
         {**FSQ, "vertex_shortcut": True, "vertex_consistent": True}, is_augmented=False
@@ -183,6 +205,15 @@ def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
     )
 
 
+def close_attention(model: Any) -> None:
+    """Set the last weights of each part of each attention block to zero."""
+    for block in (*model.encoder_attn_blocks, *model.decoder_attn_blocks):
+        for part in block:
+            linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
+            for parameter in linears[-1].parameters():
+                nn.init.zeros_(parameter)
+
+
 def run(
     variant: Variant, data: Mapping[str, Any], seed: int, budget: float, clock: str
 ) -> tuple[Any, dict]:
@@ -190,8 +221,12 @@ def run(
     from meshgpt_pytorch import MeshAutoencoder
 
     torch.manual_seed(seed)
-    model = MeshAutoencoder(**SIZES, **variant.options)
+    model = MeshAutoencoder(**{**SIZES, **variant.options})
     meshes = data["train"]
+    if variant.is_closed:
+        close_attention(model)
+    if variant.is_started:
+        model.start_quantizer(**collate([meshes[index] for index in range(START_SIZE)]))
     if variant.is_augmented:
         from meshgpt_pytorch.data.augment import Compose, Mirror, Scale, Shift
 

@@ -28,7 +28,6 @@ from meshgpt_pytorch.modes import evaluating
 from meshgpt_pytorch.tokenizers.consistency import average_over_corners
 from meshgpt_pytorch.tokenizers.decoder import FaceDecoder
 from meshgpt_pytorch.tokenizers.encoder import FaceEncoder
-from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.layers import AttentionBlock
 from meshgpt_pytorch.tokenizers.losses import blurred_cross_entropy
 from meshgpt_pytorch.tokenizers.outputs import (
@@ -45,8 +44,8 @@ from meshgpt_pytorch.tokenizers.quantizer import (
     QuantizerKind,
     build_quantizer,
 )
+from meshgpt_pytorch.tokenizers.quantizer_start import spread_over_codes
 from meshgpt_pytorch.tokenizers.vertex_quantizer import VertexQuantizer
-from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
 SAGECONV_DEFAULTS: Mapping[str, Any] = MappingProxyType({"normalize": True, "project": True})
@@ -233,7 +232,9 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
             fsq_levels=fsq_levels,
         )
         self.vertex_shortcut = (
-            self._build_vertex_shortcut(dim_codebook) if vertex_shortcut else None
+            self._build_vertex_shortcut(dim_codebook, num_discrete_coors)
+            if vertex_shortcut
+            else None
         )
         self._build_decoder(
             dim_codebook * nvf, decoder_dims_through_depth, init_decoder_conv_kernel, resnet_dropout
@@ -299,12 +300,31 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         assert isinstance(codes, Tensor), "return_codes returns codes alone"
         return codes[0] if single else codes
 
-    def _build_vertex_shortcut(self, dim: int) -> VertexShortcut:
-        shortcut = VertexShortcut(dim, self.num_discrete_coors)
-        quantizer = self.quantizer
-        if isinstance(quantizer, FiniteScalarQuantizer) and len(quantizer.levels) == 3:
-            shortcut.start_as_identity(quantizer.project_in, quantizer.project_out)
-        return shortcut
+    @typecheck
+    @torch.no_grad()
+    def start_quantizer(
+        self,
+        *,
+        vertices: Float[Tensor, "b nv 3"],
+        faces: Int[Tensor, "b nf nvf"],
+        face_edges: Int[Tensor, "b e 2"] | None = None,
+    ) -> None:
+        """Spread the vertices of some meshes over lookup-free codes, before training.
+
+        Only the projection into the quantizer changes, see ``spread_over_codes``.
+
+        Args:
+            vertices, faces, face_edges: a batch of meshes, as for ``forward``; a few dozen do.
+
+        Raises:
+            ValueError: bad meshes, or another quantizer.
+        """
+        with evaluating(self):
+            encoded, face_mask = self._encode_mesh(vertices, faces, face_edges)
+            features, referenced = self._vertex_features(
+                encoded.face_embed, faces, face_mask, vertices.shape[1], vertices
+            )
+        spread_over_codes(self.quantizer, features[referenced])
 
     def _encode_mesh(
         self, vertices: Tensor, faces: Tensor, face_edges: Tensor | None

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import Module
 
+from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.outputs import QuantizedFaces
 from meshgpt_pytorch.tokenizers.quantizer import (
     QuantizedVertices,
@@ -68,15 +69,9 @@ class VertexQuantizer(Module):
         """
         if num_vertices is None:
             num_vertices = int(faces.amax()) + 1 if vertices is None else vertices.shape[1]
-        features, referenced = self._average(face_embed, faces, face_mask, num_vertices)
-        if self.vertex_shortcut is not None:
-            if vertices is None:
-                raise ValueError(
-                    "quantize needs the coordinates of vertices with vertex_shortcut=True, got "
-                    "None; pass vertices="
-                )
-            bins = self.discretize_face_coords(vertices)
-            features = self.vertex_shortcut.add_coordinates(features, bins)
+        features, referenced = self._vertex_features(
+            face_embed, faces, face_mask, num_vertices, vertices
+        )
         if skip_quantizer:
             quantized = self._unquantized(features)
         else:
@@ -102,22 +97,39 @@ class VertexQuantizer(Module):
         )
         return QuantizedFaces(quantized_faces, codes, quantized.commit_loss)
 
-    def _average(
+    def _vertex_features(
         self,
         face_embed: Float[Tensor, "b nf d"],
         faces: Int[Tensor, "b nf nvf"],
         face_mask: Bool[Tensor, "b nf"],
         num_vertices: int,
+        vertices: Float[Tensor, "b nv 3"] | None,
     ) -> tuple[Float[Tensor, "b nv d"], Bool[Tensor, "b nv"]]:
-        """Project faces to their corners and average over the vertices they share."""
+        """Return what is quantised, and a mask of the vertices that faces refer to."""
         corner_features = rearrange(
             self.project_dim_codebook(face_embed),
             "b nf (nvf d) -> b nf nvf d",
             nvf=self.num_vertices_per_face,
         )
-        return average_over_vertices(
+        features, referenced = average_over_vertices(
             corner_features, faces.long(), face_mask, num_vertices=num_vertices
         )
+        if self.vertex_shortcut is not None:
+            if vertices is None:
+                raise ValueError(
+                    "quantize needs the coordinates of vertices with vertex_shortcut=True, got "
+                    "None; pass vertices="
+                )
+            bins = self.discretize_face_coords(vertices)
+            features = self.vertex_shortcut.add_coordinates(features, bins)
+        return features, referenced
+
+    def _build_vertex_shortcut(self, dim: int, num_bins: int) -> VertexShortcut:
+        shortcut = VertexShortcut(dim, num_bins)
+        quantizer = self.quantizer
+        if isinstance(quantizer, FiniteScalarQuantizer) and len(quantizer.levels) == 3:
+            shortcut.start_as_identity(quantizer.project_in, quantizer.project_out)
+        return shortcut
 
     def _unquantized(self, features: Float[Tensor, "b nv d"]) -> QuantizedVertices:
         codes = torch.full(
