@@ -15,9 +15,12 @@ def evaluating(*modules: Module) -> Iterator[None]:
     """
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
-        for module in modules:
-            module.eval()
+        # a mode costs more to set than to look at, and mostly all is in eval mode already
+        if any(training for _, training in modes):
+            for module in modules:
+                module.eval()
         yield
     finally:
         for part, training in modes:
-            part.training = training
+            if part.training != training:
+                part.training = training

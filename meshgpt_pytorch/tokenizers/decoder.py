@@ -19,10 +19,10 @@ from meshgpt_pytorch.tokenizers.layers import (
     InitialConvolution,
     ResnetBlock,
     order_padding_last,
-    reorder_faces,
 )
 from meshgpt_pytorch.tokenizers.outputs import DecodedFaces, DiscreteFaces
 from meshgpt_pytorch.tokenizers.quantizer import Quantizer, require_initialized
+from meshgpt_pytorch.tokenizers.row_groups import take_rows
 from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
@@ -73,14 +73,14 @@ class FaceDecoder(PartRunner):
         """
         order = order_padding_last(face_mask)
         mask = face_mask.gather(1, order)
-        x = reorder_faces(quantized, order)
+        x = take_rows(quantized, order)
         for attention in self.decoder_attn_blocks:
             x = self.run_part(attention, x, mask)
         conv_mask = rearrange(mask, "b nf -> b nf 1")
         x = self.init_decoder_conv(x.masked_fill(~conv_mask, 0.0), conv_mask)
         for block in self.decoders:
             x = self.run_part(block, x, conv_mask)
-        return reorder_faces(x, order.argsort(dim=1))
+        return take_rows(x, order.argsort(dim=1))
 
     @typecheck
     @torch.no_grad()

@@ -16,9 +16,9 @@ from meshgpt_pytorch.mesh import discretize, get_derived_face_features
 from meshgpt_pytorch.recompute import PartRunner
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.tokenizers.face_convolution import FaceConvolution
-from meshgpt_pytorch.tokenizers.layers import order_padding_last, reorder_faces
+from meshgpt_pytorch.tokenizers.layers import order_padding_last
 from meshgpt_pytorch.tokenizers.outputs import EncodedFaces
-from meshgpt_pytorch.tokenizers.row_groups import group_rows
+from meshgpt_pytorch.tokenizers.row_groups import group_rows, take_rows
 from meshgpt_pytorch.typing import typecheck
 
 
@@ -141,10 +141,10 @@ class FaceEncoder(PartRunner):
             return face_embed
         order = order_padding_last(face_mask)
         mask = face_mask.gather(1, order)
-        x = reorder_faces(face_embed, order)
+        x = take_rows(face_embed, order)
         for attention in self.encoder_attn_blocks:
             x = self.run_part(attention, x, mask)
-        return reorder_faces(x, order.argsort(dim=1))
+        return take_rows(x, order.argsort(dim=1))
 
     def _embed_features(
         self, face_coords: Float[Tensor, "b nf nvf 3"], discrete_coords: Int[Tensor, "b nf c"]

@@ -34,21 +34,9 @@ def order_padding_last(face_mask: Bool[Tensor, "b nf"]) -> Int[Tensor, "b nf"]:
         face_mask: True where a face exists.
 
     Returns:
-        the place that each face of the new order is taken from.
+        the place that each face of the new order is taken from, for ``take_rows``.
     """
     return (~face_mask).int().argsort(dim=1, stable=True)
-
-
-def reorder_faces(
-    x: Float[Tensor, "b nf d"], order: Int[Tensor, "b nf"]
-) -> Float[Tensor, "b nf d"]:
-    """Take faces in another order, see ``order_padding_last``."""
-    batch, num_faces, _ = x.shape
-    # rows of one table: along an axis, each number would be looked up by itself
-    row = torch.arange(batch, device=x.device) * num_faces
-    place = rearrange(order + rearrange(row, "b -> b 1"), "b nf -> (b nf)")
-    taken = rearrange(x, "b nf d -> (b nf) d").index_select(0, place)
-    return rearrange(taken, "(b nf) d -> b nf d", b=batch)
 
 
 def convolve_faces(conv: nn.Conv1d, x: Float[Tensor, "b nf d"]) -> Float[Tensor, "b nf d_out"]:

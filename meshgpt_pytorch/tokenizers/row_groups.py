@@ -1,7 +1,7 @@
-"""Means over groups of rows: of the faces beside a face, of the corners of a vertex.
+"""Rows of a table: some of them taken, and means over groups of them.
 
-Rows are summed where they lie, group after group: a row for each pair of row and group, which a
-scattered sum wants, is never made.
+Groups are the faces beside a face, or the corners of a vertex. Rows are summed where they lie,
+group after group: a row for each pair of row and group, which a scattered sum wants, is never made.
 """
 
 from typing import Any, NamedTuple
@@ -9,9 +9,28 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def take_rows(x: Shaped[Tensor, "b n d"], places: Int[Tensor, "b m"]) -> Shaped[Tensor, "b m d"]:
+    """Take rows of each mesh.
+
+    Args:
+        x: rows.
+        places: which to take, each as often as wanted.
+
+    Returns:
+        those rows, in the order of ``places``.
+    """
+    batch, num_rows, _ = x.shape
+    # whole rows of one table: along an axis, each number would be looked up by itself
+    offset = rearrange(torch.arange(batch, device=x.device) * num_rows, "b -> b 1")
+    taken = rearrange(x, "b n d -> (b n) d").index_select(
+        0, rearrange(places + offset, "b m -> (b m)")
+    )
+    return rearrange(taken, "(b m) d -> b m d", b=batch)
 
 
 class RowGroups(NamedTuple):

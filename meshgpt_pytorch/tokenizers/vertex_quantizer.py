@@ -16,6 +16,7 @@ from meshgpt_pytorch.tokenizers.quantizer import (
     average_over_vertices,
     quantize_vertices,
 )
+from meshgpt_pytorch.tokenizers.row_groups import take_rows
 from meshgpt_pytorch.tokenizers.vertex_shortcut import VertexShortcut
 from meshgpt_pytorch.typing import typecheck
 
@@ -85,13 +86,12 @@ class VertexQuantizer(Module):
 
         no_face = ~rearrange(face_mask, "b nf -> b nf 1")
         corner = rearrange(faces.masked_fill(no_face, 0).long(), "b nf nvf -> b (nf nvf)")
-        row = rearrange(torch.arange(len(faces), device=faces.device), "b -> b 1")
         quantized_faces = rearrange(
-            quantized.quantized[row, corner],
+            take_rows(quantized.quantized, corner),
             "b (nf nvf) d -> b nf (nvf d)",
             nvf=self.num_vertices_per_face,
         )
-        codes = quantized.codes[row, corner].masked_fill(
+        codes = take_rows(quantized.codes, corner).masked_fill(
             ~repeat(face_mask, "b nf -> b (nf nvf) 1", nvf=self.num_vertices_per_face),
             self.pad_id if pad_id is None else pad_id,
         )

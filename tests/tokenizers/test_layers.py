@@ -15,9 +15,9 @@ from meshgpt_pytorch.tokenizers.layers import (
     SqueezeExcite,
     convolve_faces,
     order_padding_last,
-    reorder_faces,
 )
 from meshgpt_pytorch.tokenizers.pixel_norm import pixel_norm_silu
+from meshgpt_pytorch.tokenizers.row_groups import take_rows
 
 
 @pytest.fixture(autouse=True)
@@ -237,7 +237,7 @@ def test_padding_is_ordered_last_and_back_again():
     assert order[0].tolist() == [1, 3, 4, 0, 2]
     assert order[1].tolist() == [0, 2, 1, 3, 4]
     x = torch.randn(2, 5, 3)
-    ordered = reorder_faces(x, order)
+    ordered = take_rows(x, order)
     assert torch.equal(ordered[0, :3], x[0, mask[0]])
     assert torch.equal(ordered[1, :2], x[1, mask[1]])
-    assert torch.equal(reorder_faces(ordered, order.argsort(dim=1)), x)
+    assert torch.equal(take_rows(ordered, order.argsort(dim=1)), x)
