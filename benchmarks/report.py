@@ -94,6 +94,9 @@ def introduction(results: Mapping[str, Any]) -> str:
         f"{rates['2']} with two.",
         *sides,
     ]
+    if machine.get("gpu") is not None:
+        rate = machine["gpu_read_gb_per_s"]
+        lines.insert(1, f"GPU: {machine['gpu']}, which reads {rate} GB/s.")
     return "\n\n".join(f"{line.rstrip('.')}." for line in lines)
 
 

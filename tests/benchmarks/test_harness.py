@@ -39,7 +39,8 @@ MACHINE = {
     "cores": 2,
     "memory_gb": 8.0,
     "read_gb_per_s": {"1": 10.0, "2": 20.0},
-    "gpu_read_gb_per_s": 2000.0,
+    "gpu": "a GPU",
+    "gpu_read_gb_per_s": 2000,
 }
 
 
@@ -176,6 +177,7 @@ def test_tables_are_written_between_markers(tmp_path: Path):
     assert text.endswith(f"{MARKERS[1]}\nafter\n")
     assert "old" not in text
     assert "6,400 faces | 500x |  |  | 500.0 ms |  |" in text
+    assert "\n\nGPU: a GPU, which reads 2000 GB/s.\n\n" in text
 
     document.write_text("no markers")
     with pytest.raises(ValueError, match=r"must have the markers .* once each"):
