@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -33,7 +34,7 @@ class Stepping:
         *,
         max_grad_norm: float | None,
     ) -> None:
-        """Let accelerate prepare model and optimizer.
+        """Give each process the main one's weights, and let accelerate prepare the model.
 
         Args:
             accelerator: has not prepared anything yet.
@@ -43,6 +44,9 @@ class Stepping:
         """
         self.accelerator = accelerator
         self.max_grad_norm = max_grad_norm
+        # processes may have drawn other weights, and not every way of sharing them looks
+        for tensor in (*model.parameters(), *model.buffers()):
+            broadcast(tensor.data)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[Any]:

@@ -88,9 +88,14 @@ def make_trainer(kind: str, folder: Path, batch_size: int, **kwargs: Any) -> Mes
         "ema_kwargs": {"update_every": 1, "beta": 0.5},
         **kwargs,
     }
-    if kind == "autoencoder":
-        return MeshAutoencoderTrainer(make_autoencoder(rq_kwargs={}), **options)
-    return MeshTransformerTrainer(make_transformer(), **options)
+    is_autoencoder = kind == "autoencoder"
+    model = make_autoencoder(rq_kwargs={}) if is_autoencoder else make_transformer()
+    # the second process drew another model
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and os.environ.get("RANK") == "1":
+            tensor.data.add_(0.1)
+    trainer_class = MeshAutoencoderTrainer if is_autoencoder else MeshTransformerTrainer
+    return trainer_class(model, **options)
 
 
 def share_weights_on_the_cpu() -> None:
