@@ -108,6 +108,7 @@ def share_weights_on_the_cpu() -> None:
 
 def use_deepspeed_on_the_cpu() -> None:
     """Have accelerate do on the CPU what it does on GPUs alone, as it was configured for it."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed.ops
 
     # gloo does without what DeepSpeed would compile
