@@ -391,6 +391,8 @@ def frames() -> Iterator[tuple[str, str]]:
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
+        # the environment may be a folder of the repository
+        is_ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts
+        if is_ours and path != Path(__file__):
             yield str(path.relative_to(ROOT)), frame.f_code.co_qualname
         frame = frame.f_back  # type: ignore[assignment]
