@@ -27,7 +27,6 @@ do not count for the first of these. The row `meshes` says the same of the unsee
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -40,18 +39,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.autoencoder_quality import (
+from benchmarks.autoencoder_training import (
     BATCH_SIZE,
     CLOCKS,
     MAX_FACES,
-    VARIANTS,
     add_options,
     as_list,
     learning_rate,
     read_data,
     require_upstream,
-    run_by_name,
+    train_or_read,
+    training_of,
 )
+from benchmarks.autoencoder_variants import VARIANTS, Training
+from benchmarks.result_lines import add_line, read_lines
 from meshgpt_pytorch import MeshAutoencoder, MeshTransformer, faces_to_mesh
 from meshgpt_pytorch.mesh import Mesh, discretize, inspect_mesh
 from meshgpt_pytorch.mesh.sides import face_sides
@@ -254,36 +255,31 @@ def train_transformer(
     return step, found
 
 
-def compare(name: str, data: Mapping[str, Any], seed: int, options: argparse.Namespace) -> dict:
+def compare(
+    training: Training, data: Mapping[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Train a tokenizer and a transformer on its codes; return what both reached."""
-    budget = {"seed": seed, "budget": 60 * options.minutes, "clock": options.clock}
-    autoencoder, tokenizer = run_by_name(name, data, options.upstream, **budget)
+    autoencoder, measured = train_or_read(training, data, arguments)
+    tokenizer = measured[-1]
     autoencoder.eval()
     codes = {part: [autoencoder.tokenize(**mesh) for mesh in as_list(data[part])] for part in data}
-    torch.manual_seed(seed)
+    torch.manual_seed(training.seed)
     # room for a face more than any mesh has, so that all have room for their end
     length = (MAX_FACES + 1) * 3 * autoencoder.num_quantizers
     transformer = MeshTransformer(autoencoder, max_seq_len=length, **TRANSFORMER)
     steps, unseen = train_transformer(
         transformer,
-        endless_codes(codes["train"], seed),
-        60 * options.transformer_minutes,
-        CLOCKS[options.clock],
+        endless_codes(codes["train"], training.seed),
+        60 * arguments.transformer_minutes,
+        CLOCKS[training.clock],
         lambda: bits_per_face(transformer, codes["val"]),
     )
-    shares = generate(transformer, codes["val"], options.number, seed)
+    shares = generate(transformer, codes["val"], arguments.number, training.seed)
     bits = {part: bits_per_face(transformer, codes[part]) for part in codes}
     whole = {
         part: bits[part] + bits_of_corrections(tokenizer[part]["coordinate"]) for part in codes
     }
     return {
-        "tokenizer": name,
-        "seed": seed,
-        "minutes": options.minutes,
-        "transformer_minutes": options.transformer_minutes,
-        "clock": options.clock,
-        "threads": options.threads,
-        "pack": options.pack.name,
         "accuracy": {part: tokenizer[part]["coordinate"] for part in codes},
         "tokenizer_steps": tokenizer["steps"],
         "steps": steps,
@@ -328,7 +324,7 @@ def print_row(result: Mapping[str, Any]) -> None:
     """Print a row of the table."""
     parts, ways = ("train", "val"), ("greedy", "sampled")
     cells = [
-        str(result["tokenizer"]),
+        str(result["variant"]),
         str(result["seed"]),
         f"{result['tokenizer_steps']}, {result['steps']}",
         " / ".join(show(result["accuracy"][part], 3) for part in parts),
@@ -356,12 +352,19 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     unseen = [show(value, 2) for value in measure_unseen(data).values()]
     print(f"| meshes {'| ' * 6}| {' | '.join(unseen)} |", flush=True)
+    known = read_lines(arguments.out)
     for seed, name in product(arguments.seeds, arguments.variants):
-        result = compare(name, data, seed, arguments)
+        training = training_of(arguments, name, seed=seed, minutes=arguments.minutes)
+        identity = {
+            **asdict(training),
+            "transformer_minutes": arguments.transformer_minutes,
+            "number": arguments.number,
+        }
+        result = next((each for each in known if identity.items() <= each.items()), None)
+        if result is None:
+            result = {**identity, **compare(training, data, arguments)}
+            add_line(arguments.out, result)
         print_row(result)
-        if arguments.out is not None:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

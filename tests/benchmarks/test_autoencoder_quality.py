@@ -1,21 +1,28 @@
 """The protocol of training measures what users are given, and keeps what it measured."""
 
 import json
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import autoencoder_quality
-from benchmarks.autoencoder_quality import (
+from benchmarks import autoencoder_training
+from benchmarks.autoencoder_quality import main, parse_arguments, print_table
+from benchmarks.autoencoder_training import (
     LEARNING_RATE,
-    SIZES,
-    VARIANTS,
+    PACK,
+    as_list,
     learning_rate,
-    main,
-    print_table,
+    load_model,
+    measure,
+    path_of,
+    read_data,
 )
+from benchmarks.autoencoder_variants import SIZES, VARIANTS, Training
+from benchmarks.result_lines import add_line, read_lines
 from meshgpt_pytorch import quick_recipe
 
 
@@ -32,7 +39,8 @@ def test_the_recipe_that_is_measured_is_the_one_of_the_library():
 
 def result(variant: str, seed: int, coordinate: float) -> dict:
     shares = {"coordinate": coordinate, "triangle": coordinate / 2}
-    setting = {"minutes": 0.5, "clock": "cpu", "threads": 1, "pack": "furniture.npz"}
+    setting = {"minutes": 0.5, "of": 0.5, "clock": "cpu", "threads": 1}
+    setting |= {"pack": "furniture.npz", "near_duplicates": ""}
     parts = {"steps": 10 + seed, "train": shares, "val": shares}
     return {"variant": variant, "seed": seed, **setting, **parts}
 
@@ -43,7 +51,7 @@ def test_the_table_has_means_and_ends_over_seeds(capsys):
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     columns = len(rows[0])
     assert [row[0] for row in rows[2:]] == ["lfq", "recipe"]
-    assert rows[2][5:] == [
+    assert rows[2][7:] == [
         "2",
         "11",
         "0.625 (0.500-0.750)",
@@ -51,13 +59,13 @@ def test_the_table_has_means_and_ends_over_seeds(capsys):
         "0.312 (0.250-0.375)",
         "0.312 (0.250-0.375)",
     ]
-    assert rows[3][5:] == ["1", "10", "1.000", "1.000", "0.500", "0.500"]
+    assert rows[3][7:] == ["1", "10", "1.000", "1.000", "0.500", "0.500"]
     assert all(len(row) == columns for row in rows[2:])
 
 
 def test_what_a_file_has_is_not_measured_again(tmp_path: Path, monkeypatch, capsys):
     out = tmp_path / "results.jsonl"
-    monkeypatch.setattr(autoencoder_quality, "MAX_FACES", 30)
+    monkeypatch.setattr(autoencoder_training, "MAX_FACES", 30)
     # a budget in which there is time for one step
     command = ["quality", "recipe", "--minutes", "1e-5", "--clock", "cpu", "--out", str(out)]
     command += ["--threads", str(torch.get_num_threads()), "--seeds"]
@@ -70,7 +78,54 @@ def test_what_a_file_has_is_not_measured_again(tmp_path: Path, monkeypatch, caps
     assert out.read_text().startswith(first)
     assert [json.loads(line)["seed"] for line in out.read_text().splitlines()] == [0, 1]
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1].startswith("| recipe | 1e-05 | cpu |")
+    assert printed.splitlines()[-1].startswith("| recipe | 1e-05 | 1e-05 | cpu |")
     monkeypatch.setattr(sys, "argv", ["quality", "--table", str(out)])
     main()
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_longer_training_is_measured_on_its_way(tmp_path: Path, monkeypatch):
+    out, models = tmp_path / "results.jsonl", tmp_path / "models"
+    monkeypatch.setattr(autoencoder_training, "MAX_FACES", 30)
+    command = ["quality", "recipe", "--clock", "cpu", "--out", str(out), "--models", str(models)]
+    command += ["--threads", str(torch.get_num_threads()), "--seeds", "0", "--minutes", "0.02"]
+    monkeypatch.setattr(sys, "argv", [*command, "--also-after", "1e-5"])
+    main()
+    results = read_lines(out)
+    assert [(result["minutes"], result["of"]) for result in results] == [(1e-5, 0.02), (0.02, 0.02)]
+    assert results[0]["steps"] == 1 < results[1]["steps"]
+    # the file is gone, the trained weights are not: they are not trained again
+    out.unlink()
+    weights = {path: path.stat().st_mtime_ns for path in models.iterdir()}
+    main()
+    assert read_lines(out) == results
+    assert {path: path.stat().st_mtime_ns for path in models.iterdir()} == weights
+    [kept] = weights
+    training = Training("recipe", 0, 0.02, "cpu", torch.get_num_threads(), PACK.name, "")
+    assert path_of(training, models) == kept
+    meshes = as_list(read_data(parse_arguments())["val"])
+    model = load_model(training, torch.load(kept)["weights"])
+    assert asdict(measure(model, meshes)) == results[1]["val"]
+
+
+def test_a_broken_line_of_results_is_named(tmp_path: Path):
+    out = tmp_path / "results.jsonl"
+    add_line(out, {"seed": 0})
+    add_line(None, {"seed": 1})
+    assert read_lines(out) == [{"seed": 0}]
+    with out.open("a") as file:
+        file.write('{"seed": 1')
+    with pytest.raises(
+        ValueError, match=r"must be a result as JSON, got .* in line 2; take it out"
+    ):
+        read_lines(out)
+
+
+def test_only_the_version_that_is_compared_trains_as_upstream(tmp_path: Path):
+    script = autoencoder_training.ROOT / "benchmarks" / "train_upstream.py"
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path, "[{}, []]"], capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "upstream must be 1.8.1, got" in ended.stderr
+    assert "pass --upstream the interpreter" in ended.stderr
