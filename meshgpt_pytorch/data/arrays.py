@@ -94,7 +94,7 @@ class RaggedWriter:
         self._values.close(complete=complete)
         if complete:
             offsets = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
-            np.save(self.folder / f"{self.name}_offsets.npy", offsets)
+            save_array(self.folder / f"{self.name}_offsets.npy", offsets)
 
     def __enter__(self) -> "RaggedWriter":
         return self
@@ -167,6 +167,16 @@ class MappedRows:
 
     def __reduce__(self) -> Any:
         return MappedRows, (self.folder, self.name, self.dtype)
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write a .npy file.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it would need a pickle, which `read_array` refuses.
+    """
+    np.save(path, array, allow_pickle=False)
 
 
 def read_array(path: Path, *, in_memory: bool) -> np.ndarray[Any, Any]:

@@ -26,7 +26,13 @@ import torch
 from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.atomic import sync_to_disk
-from meshgpt_pytorch.data.arrays import MappedRows, RaggedWriter, read_array, remove_leftovers
+from meshgpt_pytorch.data.arrays import (
+    MappedRows,
+    RaggedWriter,
+    read_array,
+    remove_leftovers,
+    save_array,
+)
 from meshgpt_pytorch.data.store import Column, JoinedRows
 
 CACHE_VERSION = 1
@@ -162,7 +168,7 @@ class CacheFolder:
             with RaggedWriter(temporary, "rows", rows[0]) as writer:
                 for row in rows:
                     writer.append(row)
-            np.save(temporary / "keys.npy", keys)
+            save_array(temporary / "keys.npy", keys)
             dtype = str(rows[0].dtype).removeprefix("torch.")
             facts = {"version": CACHE_VERSION, "kind": self.kind, "maker": maker, "dtype": dtype}
             (temporary / "cache.json").write_text(json.dumps(facts, indent=2) + "\n")

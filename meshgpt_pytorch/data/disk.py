@@ -30,7 +30,13 @@ import numpy as np
 import torch
 
 from meshgpt_pytorch.checkpoint.atomic import atomic_path, sync_to_disk
-from meshgpt_pytorch.data.arrays import MappedRows, RaggedWriter, read_array, remove_leftovers
+from meshgpt_pytorch.data.arrays import (
+    MappedRows,
+    RaggedWriter,
+    read_array,
+    remove_leftovers,
+    save_array,
+)
 from meshgpt_pytorch.data.fingerprints import hash_mesh
 from meshgpt_pytorch.data.packs import face_tensor, vertex_tensor
 from meshgpt_pytorch.data.store import Column, MeshTable
@@ -100,7 +106,7 @@ class MeshWriter:
             face_tensor(faces, f"faces of mesh {len(self)}"),
         )
         check_mesh(mesh)
-        labels = _plain_labels(labels or {})
+        line = json.dumps(_plain_labels(labels or {}))
         if self._columns is not None and mesh.faces.shape[1:] != self._columns[1].row_shape:
             raise ValueError(
                 f"all meshes of a data set must have faces of one size, got "
@@ -115,7 +121,7 @@ class MeshWriter:
                 )
             for column, rows in zip(self._columns, mesh, strict=True):
                 column.append(rows)
-            self._labels.write(json.dumps(labels) + "\n")
+            self._labels.write(line + "\n")
         except BaseException:
             self.discard()
             raise
@@ -138,7 +144,7 @@ class MeshWriter:
             for column in self._columns:
                 column.close()
             self._labels.close()
-            np.save(self._path / "hashes.npy", hashes_array(self._hashes))
+            save_array(self._path / "hashes.npy", hashes_array(self._hashes))
             label_names = _write_labels(self._path)
             sync_to_disk(self._path)
             self._path.rename(self.folder / self._name)
@@ -208,15 +214,26 @@ def _write_labels(folder: Path) -> list[str]:
     for name in names:
         with path.open(encoding="utf-8") as file:
             values = [json.loads(line).get(name) for line in file]
-        np.save(folder / f"label_{name}.npy", label_array(values))
+        save_array(folder / f"label_{name}.npy", label_array(values))
     path.unlink()
     return names
 
 
 def label_array(values: Sequence[Label]) -> np.ndarray[Any, Any]:
-    """Make an array of labels: numbers if all are, else text; None becomes nan or ""."""
+    """Make an array of labels; None becomes nan or "".
+
+    Args:
+        values: one for each mesh.
+
+    Returns:
+        numbers if all are and each integer keeps its digits: in int64, or in float64 where others
+        are floats or None; else text.
+    """
     given = [value for value in values if value is not None]
-    if given and not any(isinstance(value, str) for value in given):
+    integers = [value for value in given if isinstance(value, int)]
+    limit = 2**63 if len(integers) == len(values) else 2**53
+    is_exact = all(-limit <= value < limit for value in integers)
+    if given and is_exact and not any(isinstance(value, str) for value in given):
         return np.array([np.nan if value is None else value for value in values])
     return np.array(["" if value is None else str(value) for value in values], dtype=np.str_)
 

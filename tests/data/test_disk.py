@@ -86,6 +86,26 @@ def test_labels_keep_their_kind_and_may_be_missing(tmp_path):
     assert found["score"][0] == 1.5 and np.isnan(found["score"][1:]).all()
 
 
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([-(2**63), 0, 2**63 - 1], [-(2**63), 0, 2**63 - 1]),
+        ([None, 2**53 - 1, 0.5], [None, 2.0**53 - 1, 0.5]),
+        ([1, 2, 2**70], ["1", "2", str(2**70)]),
+        ([-1, 0, 2**63], ["-1", "0", str(2**63)]),
+        ([None, 1, 2**60 + 1], ["", "1", str(2**60 + 1)]),
+        ([0.5, 1, 2**60 + 1], ["0.5", "1", str(2**60 + 1)]),
+        ([0.5, 1, 10**400], ["0.5", "1", str(10**400)]),
+    ],
+)
+def test_integers_keep_all_their_digits(tmp_path, numbers, expected):
+    dataset = MeshDataset(write(tmp_path, number=numbers))
+    found = dataset.labels["number"].tolist()
+    assert [None if value != value else value for value in found] == expected
+    again = MeshDataset(dataset.save(tmp_path / "again")).labels["number"]
+    np.testing.assert_array_equal(again, dataset.labels["number"])
+
+
 def test_the_hash_of_a_mesh_is_that_of_its_contents(tmp_path):
     mesh = box_mesh()
     with MeshWriter(tmp_path) as writer:
@@ -102,6 +122,15 @@ def test_an_item_is_a_copy(tmp_path):
     dataset = MeshDataset(write(tmp_path))
     dataset[0]["vertices"].zero_()
     assert torch.equal(dataset[0]["vertices"], box_mesh().vertices)
+
+
+def test_what_would_need_a_pickle_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+    write(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(disk, "label_array", lambda values: np.array(values, dtype=object))
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        write(tmp_path, MESHES[:1], name=["a"])
+    assert sorted(tmp_path.rglob("*")) == before and num_faces(tmp_path) == [12, 6, 4]
 
 
 def test_no_file_holds_a_pickle(tmp_path):
@@ -271,6 +300,8 @@ def test_a_bad_mesh_is_refused_and_the_writer_goes_on(tmp_path):
         for labels in ({"a b": "x"}, {"tags": ["x"]}):
             with pytest.raises(ValueError, match="labels must be text or numbers"):
                 writer.add(box_mesh(), labels)
+        with pytest.raises(ValueError, match=r"limit .* for integer string conversion"):
+            writer.add(box_mesh(), {"number": 10**5000})
         writer.add(pyramid_mesh())
     assert num_faces(tmp_path) == [12, 6]
 
