@@ -72,7 +72,7 @@ class MeshAutoencoderTrainer(MeshTrainer):
         warmup_steps: steps in which the learning rate rises linearly.
         use_wandb_tracking: log to wandb inside ``with trainer.wandb_tracking(project):``.
         progress: show a progress bar.
-        time_limit: seconds after which a call of ``train`` ends, between two steps.
+        time_limit: seconds after which a call of ``train`` saves and ends, between two steps.
         seed: seeds the order of the data, and all of training's randomness from its first step.
         on_step: called with each step's record; training ends if it returns True.
         keep_checkpoints: how many of the newest are kept, beside the one with the lowest validation
@@ -282,7 +282,7 @@ class MeshTransformerTrainer(MeshTrainer):
         warmup_steps: steps in which the learning rate rises linearly.
         use_wandb_tracking: log to wandb inside ``with trainer.wandb_tracking(project):``.
         progress: show a progress bar.
-        time_limit: seconds after which a call of ``train`` ends, between two steps.
+        time_limit: seconds after which a call of ``train`` saves and ends, between two steps.
         seed: seeds the order of the data, and all of training's randomness from its first step.
         on_step: called with each step's record; training ends if it returns True.
         keep_checkpoints: how many of the newest are kept, beside the one with the lowest validation

@@ -197,8 +197,11 @@ class MeshTrainer(Checkpointing):
     def train(self) -> None:
         """Train until the step count, the time limit, or a hook ends it; may be called again.
 
+        A checkpoint of the last step is left, however it ends.
+
         Raises:
-            SystemExit: the process was sent SIGTERM; a checkpoint of the step was saved before.
+            SystemExit: the process was sent SIGTERM; the checkpoint was written before.
+            RuntimeError: too many steps in a row were skipped, of which there is no checkpoint.
         """
         self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
         if self.is_main:
@@ -212,6 +215,8 @@ class MeshTrainer(Checkpointing):
 
         started = time.monotonic()
         batches = iter(self.batches)
+        saved_step = self.step
+        is_save_due = False
         with noting_sigterm() as sigterm, self.reporter.running(self.step, self.num_train_steps):
             while self.step < self.num_train_steps and not self._is_late(started):
                 record = self._train_step(batches)
@@ -221,14 +226,19 @@ class MeshTrainer(Checkpointing):
                     is_ending = self._is_ending(sigterm)
                 self.reporter.report(record)
                 self._stop_if_diverged(record)
-                is_save_due = self.step % self.options.checkpoint_every == 0 or is_ending
+                is_save_due |= self.step % self.options.checkpoint_every == 0
                 # what is saved in a row of skipped steps might be what makes them fail
                 if is_save_due and not self.skipped.in_a_row:
                     self.save_step()
-                if is_ending:
-                    raise SystemExit(EXIT_CODE)
-                if self.options.on_step is not None and self.options.on_step(record):
+                    saved_step, is_save_due = self.step, False
+                if is_ending or (self.options.on_step is not None and self.options.on_step(record)):
                     break
+            if self.step != saved_step and (
+                not self.skipped.in_a_row or self._has_finite_buffers()
+            ):
+                self.save_step()
+            if self._is_ending(sigterm):
+                raise SystemExit(EXIT_CODE)
         self.whole.gather()
         self.print(f"{self.checkpoint_name}: {self.step} of {self.num_train_steps} steps")
 
@@ -316,6 +326,11 @@ class MeshTrainer(Checkpointing):
         """Count steps that were skipped, and end training after too many in a row."""
         if self.skipped.are_too_many(record, self.accelerator.scaler):
             raise self.skipped.error(record, self.batches.recent_indices(), self.last_checkpoint)
+
+    def _has_finite_buffers(self) -> bool:
+        """Tell whether skipped steps left every learned codebook a codebook, in all processes."""
+        is_broken = not all(bool(each.isfinite().all()) for each in self.whole.trained.buffers())
+        return self._read({"broken": torch.tensor(float(is_broken))})["broken"] == 0
 
     def _weights(self, micro_batches: list[dict[str, Any]]) -> list[Tensor | float]:
         """Share the step among its batches by their targets, as one large batch would.

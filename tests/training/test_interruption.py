@@ -1,6 +1,7 @@
 """A run that is killed, ended or out of disk goes on from a whole checkpoint."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -14,9 +15,17 @@ from typing import Any
 
 import pytest
 
+from meshgpt_pytorch.trainer import MeshAutoencoderTrainer
 from meshgpt_pytorch.training.interruption import noting_sigterm
 from tests.helpers import ROOT
-from tests.training.runs import Samples, assert_same_state, without_speed
+from tests.training.runs import (
+    Samples,
+    assert_same_state,
+    make_autoencoder,
+    small_run,
+    without_speed,
+)
+from tests.training.test_skipping import break_steps
 
 
 def test_killed_at_any_moment_the_next_start_goes_on_from_a_whole_checkpoint(
@@ -107,6 +116,59 @@ def test_sigterm_during_a_validation_saves_the_step_of_it(make_trainer: Any) -> 
         trainer()
     assert trainer.last_checkpoint == trainer.checkpoints.path(2)
     assert "val_loss" in trainer.history[-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"on_step": lambda record: True}])
+def test_sigterm_during_the_last_save_ends_the_process(
+    make_trainer: Any, options: dict[str, Any]
+) -> None:
+    trainer = make_trainer(num_train_steps=1, checkpoint_every=1, **options)
+    save = trainer.save
+
+    def end(path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(path)
+
+    trainer.save = end
+    with pytest.raises(SystemExit) as caught:
+        trainer()
+    assert caught.value.code == 143
+    assert trainer.checkpoints.steps() == [1]
+
+
+def test_sigterm_before_a_hook_ends_training_ends_the_process(make_trainer: Any) -> None:
+    def end(record: dict[str, float]) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    trainer = make_trainer(on_step=end)
+    with pytest.raises(SystemExit):
+        trainer()
+    assert trainer.checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize(("is_codebook_broken", "saved"), [(False, [2]), (True, [])])
+def test_sigterm_in_a_skipped_step_saves_what_is_whole(
+    tmp_path: Path, is_codebook_broken: bool, saved: list[int]
+) -> None:
+    model = make_autoencoder(quantizer="rvq")
+    trainer = MeshAutoencoderTrainer(model, **small_run(tmp_path))
+    break_steps(trainer, lambda step: step == 1, math.nan)
+    train_step = trainer._train_step
+
+    def end(batches: Any) -> dict[str, float]:
+        record = train_step(batches)
+        if "skipped" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if is_codebook_broken:
+                next(each for each in model.buffers() if each.is_floating_point()).fill_(math.nan)
+        return record
+
+    trainer._train_step = end
+    with pytest.raises(SystemExit):
+        trainer()
+    assert trainer.step == 2
+    assert trainer.checkpoints.steps() == saved
 
 
 def test_only_the_main_thread_can_note_sigterm() -> None:

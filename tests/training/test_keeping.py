@@ -66,6 +66,21 @@ def test_a_config_that_was_edited_ends_no_run(make_trainer: Any, text: str | Non
     assert steps_in(trainer) == [3, 4]
 
 
+def test_every_end_of_training_leaves_a_checkpoint_of_the_last_step(make_trainer: Any) -> None:
+    trainer = make_trainer(on_step=lambda record: record["step"] == 1, checkpoint_every=3)
+    trainer()
+    assert steps_in(trainer) == [1]
+    trainer()
+    assert steps_in(trainer) == [1, 3, 4]
+
+
+def test_a_time_limit_leaves_a_checkpoint(make_trainer: Any) -> None:
+    trainer = make_trainer(time_limit=30.0)
+    trainer._is_late = lambda started: trainer.step == 2
+    trainer()
+    assert steps_in(trainer) == [2]
+
+
 def test_without_validation_the_newest_alone_are_kept(make_trainer: Any) -> None:
     trainer = make_trainer(checkpoint_every=1, keep_checkpoints=1)
     trainer()

@@ -77,6 +77,22 @@ def test_training_stops_after_too_many_skipped_steps(make_trainer: Any) -> None:
     assert_same_state(resumed.unwrapped_model, trainer.unwrapped_model)
 
 
+def test_a_checkpoint_that_is_due_in_a_skipped_step_comes_with_the_next_good_one(
+    make_trainer: Any,
+) -> None:
+    trainer = make_trainer(checkpoint_every=2)
+    break_steps(trainer, lambda step: step == 1, math.nan)
+    trainer()
+    assert trainer.checkpoints.steps() == [3, 4]
+
+
+def test_a_run_that_ends_with_a_skipped_step_leaves_a_checkpoint(make_trainer: Any) -> None:
+    trainer = make_trainer(checkpoint_every=2, num_train_steps=2)
+    break_steps(trainer, lambda step: step == 1, math.nan)
+    trainer()
+    assert trainer.checkpoints.steps() == [2]
+
+
 def test_without_a_checkpoint_none_is_named(make_trainer: Any) -> None:
     trainer = make_trainer(max_skipped_steps=1)
     break_steps(trainer, lambda step: True, math.nan)
