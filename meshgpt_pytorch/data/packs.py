@@ -167,7 +167,7 @@ def vertex_tensor(values: Any, name: str) -> Tensor:
 
 
 def face_tensor(values: Any, name: str) -> Tensor:
-    """Return faces as integers "nf 3" or "nf 4" on the CPU.
+    """Return faces as integers "nf 3" or "nf 4" on the CPU, of a dtype that torch can compare.
 
     Raises:
         ValueError: they have another shape, or are no whole numbers; `name` says whose.
@@ -177,6 +177,8 @@ def face_tensor(values: Any, name: str) -> Tensor:
         raise ValueError(f"{name} must be whole numbers, got {faces.dtype}; convert with .long()")
     if faces.ndim != 2 or faces.shape[1] not in (3, 4):
         raise ValueError(f"{name} must have shape (nf, 3) or (nf, 4), got {tuple(faces.shape)}")
+    if faces.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        faces = faces.long()
     return faces.cpu()
 
 

@@ -31,12 +31,24 @@ def check_mesh(mesh: Mesh) -> None:
             f"vertices must be finite, got {vertices[index].tolist()} at vertices[{index}]; "
             "repair the mesh or leave it out"
         )
-    low, high = int(faces.min()), int(faces.max())
+    check_integers(faces)
+    # int64: torch has no minimum of unsigned integers
+    low, high = (int(end) for end in faces.long().aminmax())
     if low < 0 or high >= len(vertices):
-        raise ValueError(
-            f"faces must hold indices from 0 to {len(vertices) - 1}, got {low} to {high}; "
+        remedy = (
             "remove padding with faces[(faces >= 0).all(dim=-1)]"
+            if low < 0
+            else f"they refer to vertices that the mesh lacks, which has {len(vertices)}"
         )
+        raise ValueError(
+            f"faces must hold indices from 0 to {len(vertices) - 1}, got {low} to {high}; {remedy}"
+        )
+
+
+def check_integers(faces: Tensor) -> None:
+    """Check that faces can be indices."""
+    if faces.is_floating_point() or faces.dtype == torch.bool:
+        raise ValueError(f"faces must be integers, got {faces.dtype}; convert with faces.long()")
 
 
 def check_mesh_shapes(vertices: Tensor, faces: Tensor, *, num_vertices_per_face: int) -> None:
@@ -118,8 +130,7 @@ def check_mesh_batch(
     Warns:
         UserWarning: vertices outside the range, which discretising clamps to its ends.
     """
-    if faces.is_floating_point() or faces.dtype == torch.bool:
-        raise ValueError(f"faces must be integers, got {faces.dtype}; convert with faces.long()")
+    check_integers(faces)
     if vertices.shape[1] == 0 or faces.shape[1] == 0:
         raise ValueError(
             f"the mesh is empty: got {vertices.shape[1]} vertices and {faces.shape[1]} faces; "

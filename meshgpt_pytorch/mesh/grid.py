@@ -30,7 +30,8 @@ def discretize(
         num_discrete: number of bins.
 
     Returns:
-        int64 bins in ``[0, num_discrete)``, of the shape of ``t``. A tie goes to the even bin.
+        int64 bins in ``[0, num_discrete)``, of the shape of ``t``. A tie goes to the even bin, nan
+        to bin 0 on every device.
 
     Raises:
         ValueError: the range is empty, or there is no bin.
@@ -38,8 +39,9 @@ def discretize(
     low, high = range_bounds(continuous_range, num_discrete)
     if t.dtype != torch.float64:
         t = t.float()
-    bins = ((t - low) / (high - low) * num_discrete - 0.5).round().long()
-    return bins.clamp(min=0, max=num_discrete - 1)
+    bins = ((t - low) / (high - low) * num_discrete - 0.5).round()
+    # clamped as floats: integers overflow, and what they make of nan differs between devices
+    return bins.nan_to_num(nan=0.0).clamp(min=0, max=num_discrete - 1).long()
 
 
 @typecheck

@@ -106,6 +106,19 @@ def test_integers_keep_all_their_digits(tmp_path, numbers, expected):
     np.testing.assert_array_equal(again, dataset.labels["number"])
 
 
+@pytest.mark.parametrize("unsigned", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_faces_of_unsigned_integers_are_stored(tmp_path, unsigned):
+    mesh = box_mesh()
+    faces = mesh.faces.numpy().astype(unsigned)
+    with MeshWriter(tmp_path) as writer:
+        writer.add((mesh.vertices, faces))
+        with pytest.raises(ValueError, match="from 0 to 7, got 1 to 8; they refer to vertices"):
+            writer.add((mesh.vertices, faces + unsigned(1)))
+    in_memory = MeshDataset.from_meshes([(mesh.vertices, faces)])
+    for dataset in (MeshDataset(tmp_path), in_memory):
+        assert torch.equal(dataset[0]["faces"].long(), mesh.faces)
+
+
 def test_the_hash_of_a_mesh_is_that_of_its_contents(tmp_path):
     mesh = box_mesh()
     with MeshWriter(tmp_path) as writer:

@@ -179,11 +179,23 @@ def test_a_single_mesh_is_checked():
         check_mesh(Mesh(mesh.vertices, mesh.faces[:0]))
     with pytest.raises(ValueError, match=r"\(nf, 3\) or \(nf, 4\), got shape \(12, 2\)"):
         check_mesh(Mesh(mesh.vertices, mesh.faces[:, :2]))
-    with pytest.raises(ValueError, match=r"from 0 to 6, got 0 to 7; remove padding"):
+    with pytest.raises(ValueError, match=r"from 0 to 6, got 0 to 7; .* lacks, which has 7"):
         check_mesh(Mesh(mesh.vertices[:7], mesh.faces))
+    with pytest.raises(ValueError, match=r"from 0 to 7, got -1 to 6; remove padding with"):
+        check_mesh(Mesh(mesh.vertices, mesh.faces - 1))
+    with pytest.raises(ValueError, match=r"integers, got torch.float32; convert with faces.long"):
+        check_mesh(Mesh(mesh.vertices, mesh.faces.float()))
     mesh.vertices[3, 1] = float("nan")
     with pytest.raises(ValueError, match=r"finite, got .* at vertices\[3\]"):
         check_mesh(mesh)
+
+
+@pytest.mark.parametrize("unsigned", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_faces_of_unsigned_integers_are_checked(unsigned):
+    mesh = box_mesh()
+    check_mesh(Mesh(mesh.vertices, mesh.faces.to(unsigned)))
+    with pytest.raises(ValueError, match="from 0 to 7, got 0 to 8; they refer to vertices"):
+        check_mesh(Mesh(mesh.vertices, torch.where(mesh.faces == 7, 8, mesh.faces).to(unsigned)))
 
 
 @pytest.mark.parametrize("wrong", [None, [[0.0, 0.0, 0.0]], np.zeros((1, 4, 3))], ids=repr)

@@ -34,6 +34,15 @@ def test_ties_go_to_the_even_bin_and_the_ends_are_clamped():
     assert known.tolist() == [64, 0, 127]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_however_large_go_to_the_end_bins_and_nan_to_the_first(dtype):
+    large = torch.tensor([1e3, 1e16, 1e18, 1e20, 1e38, math.inf], dtype=dtype)
+    assert discretize(large, continuous_range=(-1.0, 1.0)).tolist() == [127] * 6
+    assert discretize(-large, continuous_range=(-1.0, 1.0)).tolist() == [0] * 6
+    nan = torch.tensor([math.nan], dtype=dtype)
+    assert discretize(nan, continuous_range=(-1.0, 1.0)).tolist() == [0]
+
+
 @pytest.mark.parametrize("continuous_range", RANGES)
 @pytest.mark.parametrize("num_discrete", [2, 37, 128, 1024])
 def test_each_bin_is_the_bin_of_its_centre(continuous_range, num_discrete):
