@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,41 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-def needs_text(path: Path) -> bool:
-    """Tell whether the model in a file generates from text."""
-    description = read_model_file(path).describe(SavedModule.known_classes)
-    return "text_encoder" in description["not_saved"]
+def read_description(path: Path) -> dict[str, Any]:
+    """Read how the transformer in a file was built.
+
+    Raises:
+        CheckpointError: the file holds another model.
+    """
+    saved = read_model_file(path)
+    if saved.class_name == MeshAutoencoder.__name__:
+        raise CheckpointError(
+            f"{path} holds a MeshAutoencoder, wanted a MeshTransformer, which generates; train one "
+            "on its codes, or pass a mesh through it with meshgpt reconstruct"
+        )
+    return saved.describe(SavedModule.known_classes)
+
+
+def choose_overrides(description: Mapping[str, Any], encoder: str | None) -> dict[str, Any]:
+    """Open the text encoder that a file could not hold, or that the user names.
+
+    An encoder by type is part of the description, and the model opens it itself.
+    """
+    if encoder is None and "text_encoder" not in description["not_saved"]:
+        return {}
+    return {"text_encoder": open_encoder("minilm" if encoder is None else encoder)}
 
 
 def generate(arguments: argparse.Namespace) -> None:
     """Generate a mesh from a sentence and write it."""
     writable_format(arguments.out)
     device = open_device(arguments.device)
-    has_text = needs_text(arguments.model)
+    description = read_description(arguments.model)
+    has_text = description["config"].get("condition_on_text", False)
     if has_text != (arguments.text is not None):
         wanted = "a sentence after it" if has_text else "no sentence"
         raise ValueError(f"the model {arguments.model} takes {wanted}; see meshgpt generate --help")
-    overrides = {"text_encoder": open_encoder(arguments.text_encoder)} if has_text else {}
+    overrides = choose_overrides(description, arguments.text_encoder) if has_text else {}
     transformer = MeshTransformer.init_and_load(arguments.model, overrides=overrides).to(device)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     coords, mask = transformer.generate(
@@ -134,7 +154,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", type=Path, help="file that MeshTransformer.save wrote")
     command.add_argument("text", nargs="?", help="what to generate, for a model with text")
     command.add_argument("--out", type=Path, default=Path("mesh.glb"), help="mesh file to write")
-    command.add_argument("--text-encoder", default="minilm", help="minilm, t5, a path or a name")
+    command.add_argument(
+        "--text-encoder", help="minilm, t5, a path or a name; by default the model's own, or minilm"
+    )
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
     command.add_argument("--cond-scale", type=float, default=1.0, help="guidance, 1 or more")
     command.add_argument("--seed", type=int, default=0)

@@ -8,8 +8,9 @@ import pytest
 
 from meshgpt_pytorch import load_mesh, save_mesh
 from meshgpt_pytorch.cli import main
+from meshgpt_pytorch.transformer.text import AutoModelEncoder
 from meshgpt_pytorch.version import __version__
-from tests.helpers import box_mesh
+from tests.helpers import GOLDEN, box_mesh, save_small_t5
 from tests.training.runs import make_autoencoder, make_text_transformer, make_transformer
 
 
@@ -46,8 +47,9 @@ def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["reconstruct", str(model), str(tmp_path / "none.obj"), "out.obj"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("meshgpt: ") and "none.obj" in error and error.count("\n") == 1
-    assert main(["generate", str(model)]) == 1
-    assert "MeshTransformer" in capsys.readouterr().err
+    for sentence in ([], ["a chair"]):
+        assert main(["generate", str(model), *sentence]) == 1
+        assert "holds a MeshAutoencoder, wanted a MeshTransformer" in capsys.readouterr().err
 
 
 def test_a_model_with_text_wants_a_sentence_and_one_without_none(
@@ -59,6 +61,35 @@ def test_a_model_with_text_wants_a_sentence_and_one_without_none(
     assert main(["generate", str(plain), "a chair"]) == 1
     assert "takes no sentence" in capsys.readouterr().err
     assert main(["generate", str(with_text)]) == 1
+    assert "takes a sentence after it" in capsys.readouterr().err
+
+
+def test_a_model_with_an_encoder_by_type_generates_from_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, model, out = tmp_path / "t5", tmp_path / "transformer", tmp_path / "mesh.obj"
+    save_small_t5(encoder, ["a", "chair", "table"])
+    make_transformer(
+        condition_on_text=True, text_condition_model_kwargs=({"name": str(encoder)},)
+    ).save(model)
+    assert main(["generate", str(model), "a chair", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"{out}: {len(load_mesh(out).faces)} faces\n")
+    assert main(["generate", str(model)]) == 1
+    assert "takes a sentence after it" in capsys.readouterr().err
+
+
+def test_an_encoder_that_the_file_lacks_is_the_one_named(tmp_path: Path) -> None:
+    encoder, model, out = tmp_path / "t5", tmp_path / "transformer", tmp_path / "mesh.obj"
+    save_small_t5(encoder, ["a", "chair", "table"])
+    make_transformer(condition_on_text=True, text_encoder=AutoModelEncoder(encoder)).save(model)
+    words = ["generate", str(model), "a chair", "--out", str(out), "--text-encoder", str(encoder)]
+    assert main(words) == 0
+    assert len(load_mesh(out).faces) > 0
+
+
+def test_a_model_of_1x_with_text_wants_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    model = GOLDEN / "upstream_files" / "hub" / "mesh-transformer.bin"
+    assert main(["generate", str(model)]) == 1
     assert "takes a sentence after it" in capsys.readouterr().err
 
 
