@@ -301,7 +301,8 @@ class MeshTransformer(MeshGeneration, SavedModule):
             codes: ids ``b n``, ``b n q`` or any shape that flattens to a row a mesh; ``pad_id``
                 behind the last code of a row.
             return_loss: return the cross entropy, a mean over all codes and eos ids of the batch.
-            return_cache: return what the next call needs to see new codes only.
+            return_cache: return what the next call needs to see new codes only; an eos id that
+                is appended is not in it.
             append_eos: put the eos id behind the last code of each row.
             cache: from a call on the first part of the same codes; the logits returned are those
                 that follow it. A pair, with and without text, where cond_scale is not 1.
@@ -344,15 +345,19 @@ class MeshTransformer(MeshGeneration, SavedModule):
             codes = append_id(codes, self.eos_token_id, self.pad_id)
             check_length(codes, self.max_seq_len)
         caches: Any = cache
+        inputs: dict[str, Any] = {
+            "codes": codes,
+            "text": text,
+            "with_cache": return_cache,
+            "num_appended": int(append_eos),
+        }
         if not is_guided:
-            logits, caches = self._logits(
-                codes, text, with_cache=return_cache, cond_drop_prob=cond_drop_prob, cache=caches
-            )
+            logits, caches = self._logits(**inputs, cond_drop_prob=cond_drop_prob, cache=caches)
         else:
             logits, caches = guided_logits(
                 self,
                 MeshTransformer._logits,
-                {"codes": codes, "text": text, "with_cache": return_cache},
+                inputs,
                 cond_scale=cond_scale,
                 rescale_phi=rescale_phi,
                 remove_parallel_component=remove_parallel_component,
@@ -369,15 +374,26 @@ class MeshTransformer(MeshGeneration, SavedModule):
         with_cache: bool,
         cond_drop_prob: float | None,
         cache: TransformerCache | None = None,
+        num_appended: int = 0,
     ) -> tuple[Float[Tensor, "b n num_ids"], TransformerCache | None]:
-        """Predict all codes, or those behind a cache one by one."""
+        """Predict all codes, or those behind a cache one by one.
+
+        The cache returned leaves out ``num_appended`` codes at the end.
+        """
         text = self._drop_text(text, cond_drop_prob)
-        if cache is None:
-            return self._predict_all(codes, text, with_cache=with_cache)
+        num_cached = codes.shape[1] - num_appended
         logits = []
+        if cache is None:
+            if not with_cache:
+                return self._predict_all(codes, text, with_cache=False)
+            first_logits, cache = self._predict_all(codes[:, :num_cached], text, with_cache=True)
+            logits.append(first_logits)
+        assert cache is not None, "a cache was asked for"
+        last = cache
         for position in range(cache.num_codes, codes.shape[1]):
-            next_logits, cache = self._predict_next(codes[:, position : position + 1], text, cache)
+            next_logits, last = self._predict_next(codes[:, position : position + 1], text, last)
             logits.append(next_logits)
+            cache = last if position < num_cached else cache
         if not logits:
             raise ValueError(
                 f"codes must go on behind the {cache.num_codes} that the cache has seen, got "

@@ -115,6 +115,26 @@ def test_a_cache_is_not_changed_by_its_use():
     torch.testing.assert_close(once, again, rtol=0, atol=0)
 
 
+@torch.no_grad()
+@parametrize("options", {"gate loops": {}, "none": {"fine_pre_gateloop_depth": 0}})
+@parametrize("guidance", {"plain": {}, "guided": {"cond_scale": 2.0}})
+def test_an_eos_id_that_is_appended_is_not_in_the_cache(options, guidance):
+    model = make_text_transformer(**options)
+    inputs = {"texts": TEXTS, **guidance}
+    codes = random_codes(model, 4)
+    cache = None
+    for num_faces in (2, 3):
+        prefix = codes[:, : num_faces * model.num_codes_per_face]
+        wanted = model.forward_on_codes(prefix, return_loss=False, **inputs)
+        got, cache = model.forward_on_codes(
+            prefix, return_loss=False, return_cache=True, cache=cache, **inputs
+        )
+        torch.testing.assert_close(got, wanted[:, -got.shape[1] :], **CLOSE)
+    rest, _ = logits_of(model, codes, return_cache=True, cache=cache, **inputs)
+    wanted = logits_of(model, codes, **inputs)
+    torch.testing.assert_close(rest, wanted[:, -rest.shape[1] :], **CLOSE)
+
+
 def generate(model, *, cache_kv, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
     options = {"batch_size": 3, "max_seq_len": 9 * model.num_codes_per_face, **options}
