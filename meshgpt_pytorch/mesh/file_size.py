@@ -22,6 +22,9 @@ UNPACKED_RATIO = 100
 # bytes of a face where nothing better is known
 FEWEST_BYTES = 6
 
+# digits of a count that are looked at: Python refuses to convert thousands of them
+COUNT = rb"(\d{1,18})"
+
 
 def estimate_num_faces(path: str | os.PathLike[str]) -> int:
     """Tell about how many faces a mesh file holds, in little memory and without parsing it.
@@ -141,7 +144,7 @@ def find_all(
 def count_ply(path: Path) -> int:
     """Read the count in the header."""
     with path.open("rb") as file:
-        match = re.search(rb"element\s+face\s+(\d+)", file.read(HEADER))
+        match = re.search(rb"element\s+face\s+" + COUNT, file.read(HEADER))
     return int(match[1]) if match else 0
 
 
@@ -149,5 +152,5 @@ def count_off(path: Path) -> int:
     """Read the count in the header."""
     with path.open("rb") as file:
         head = re.sub(rb"#[^\n]*", b"", file.read(HEADER))
-    match = re.match(rb"\s*[A-Z]*OFF\s+\d+\s+(\d+)", head)
+    match = re.match(rb"\s*[A-Z]*OFF\s+\d+\s+" + COUNT, head)
     return int(match[1]) if match else 0

@@ -78,7 +78,7 @@ def count_gltf(path: Path) -> int:
         ]
         shown = [node["mesh"] for node in document.get("nodes", []) if "mesh" in node]
         return sum(per_mesh[index] for index in shown)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
         return 0
 
 
@@ -98,7 +98,10 @@ def buffer_names(path: Path) -> list[str]:
     return [
         str(name)
         for name in names
-        if not name.is_absolute() and ".." not in name.parts and ":" not in name.parts[0]
+        if name.parts
+        and not name.is_absolute()
+        and ".." not in name.parts
+        and ":" not in name.parts[0]
     ]
 
 

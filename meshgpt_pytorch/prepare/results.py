@@ -6,7 +6,6 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -92,7 +91,8 @@ class ResultFolder:
                     torch.from_numpy(arrays["faces"].astype(np.int64)),
                 )
                 return Result(record, mesh, arrays["marks"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        except Exception:
+            # damaged archives fail in every way there is
             return None
 
     def put(self, name: str, result: Result) -> None:

@@ -42,9 +42,10 @@ class RejectedError(Exception):
 
 
 class Prepared(NamedTuple):
-    """A result, and what the record of it is to say."""
+    """A mesh with the cells it runs through, and what the record of it is to say."""
 
     mesh: Mesh
+    marks: np.ndarray
     facts: dict
 
 
@@ -61,7 +62,7 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
 
     Raises:
         OSError: the results, or what comes out of an archive, cannot be written.
-        RuntimeError: no package to decimate with is installed, and the mesh needs it.
+        MissingSimplifierError: no package to decimate with is installed, and the mesh needs it.
     """
     begin = time.perf_counter()
     record = MeshRecord(source.key, "kept")
@@ -80,7 +81,7 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
             inspection = inspect_mesh(mesh)
             record.inspection = {**asdict(inspection), "size": list(inspection.size)}
             prepared = reduce(repair_winding(mesh), options)
-        except UnpackingError:
+        except (UnpackingError, MissingSimplifierError):
             raise
         except RejectedError as error:
             record.outcome, record.reason = error.outcome, str(error)
@@ -91,6 +92,11 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
         except MemoryError:
             record.outcome, record.reason = "too large", "it does not fit into memory"
             prepared = None
+        except Exception as error:
+            # whatever a library makes of one file, the others go on
+            record.outcome = "unreadable" if record.faces_before is None else "crashed"
+            record.reason = f"{type(error).__name__}: {error}"
+            prepared = None
     record.seconds = round(time.perf_counter() - begin, 3)
     if prepared is not None:
         vars(record).update(prepared.facts, faces_after=len(prepared.mesh.faces))
@@ -98,8 +104,7 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
         if prepared is None:
             results.put(record.result, Result(record))
         else:
-            result = Result(record, prepared.mesh, occupancy(prepared.mesh))
-            results.put(record.result, result)
+            results.put(record.result, Result(record, prepared.mesh, prepared.marks))
     else:
         record.result = None
     return record
@@ -174,4 +179,4 @@ def reduce(mesh: Mesh, options: PrepareOptions) -> Prepared:
         "chamfer": round(reduction.distance.chamfer, 6),
         "method": reduction.method,
     }
-    return Prepared(reduction.mesh, facts)
+    return Prepared(reduction.mesh, occupancy(reduction.mesh), facts)

@@ -49,9 +49,11 @@ def main() -> None:
 
 def answer(prepare: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Do one job; what ends the whole run is told as an error."""
+    from meshgpt_pytorch.prepare.reduction import MissingSimplifierError
+
     try:
         return {"record": asdict(prepare(*arguments))}
     except OSError as error:
         return {"os_error": [error.errno, error.strerror or str(error), str(error.filename or "")]}
-    except RuntimeError as error:
+    except MissingSimplifierError as error:
         return {"error": str(error)}

@@ -11,12 +11,13 @@ from meshgpt_pytorch.prepare.pool import prepare_in_processes
 from meshgpt_pytorch.prepare.sources import find_sources
 from tests.helpers import box_mesh
 
-# a worker in which one file kills the process, one hangs, and one finds the disk full
+# a worker in which files kill the process, hang, find the disk full or no package to decimate with
 HOSTILE = textwrap.dedent(
     """
     import json, os, signal, sys, time
     sys.path[:] = json.loads(sys.argv[1])
     from meshgpt_pytorch.prepare import single
+    from meshgpt_pytorch.prepare.reduction import MissingSimplifierError
     prepare_one = single.prepare_one
 
     def hostile(source, options, results):
@@ -28,6 +29,10 @@ HOSTILE = textwrap.dedent(
             time.sleep(600)
         if "full" in source.key:
             raise OSError(28, "No space left on device", "somewhere")
+        if "fail" in source.key:
+            raise RuntimeError("out of memory")
+        if "missing" in source.key:
+            raise MissingSimplifierError("neither is installed")
         print("libraries print")
         return prepare_one(source, options, results)
 
@@ -53,10 +58,11 @@ def run(names, tmp_path, monkeypatch, **options):
 
 
 def test_a_crash_costs_one_mesh(tmp_path, monkeypatch):
-    records = run(("a", "crash", "leave", "z"), tmp_path, monkeypatch)
+    records = run(("a", "crash", "fail", "leave", "z"), tmp_path, monkeypatch)
     assert {key: record.outcome for key, record in records.items()} == {
         "a.obj": "kept",
         "crash.obj": "crashed",
+        "fail.obj": "crashed",
         "leave.obj": "crashed",
         "z.obj": "kept",
     }
@@ -80,6 +86,11 @@ def test_workers_that_cannot_start_end_the_run(tmp_path, monkeypatch):
                 sources, PrepareOptions(), tmp_path / "results", num_workers=1, seconds_per_mesh=9
             )
         )
+
+
+def test_without_a_package_to_decimate_with_the_run_ends(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="neither is installed"):
+        run(("missing",), tmp_path, monkeypatch)
 
 
 def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import trimesh
 from meshgpt_pytorch import MeshDataset, canonicalize_mesh, prepare_meshes, save_mesh
 from meshgpt_pytorch.cli import main
 from meshgpt_pytorch.mesh import Mesh, simplify, surface_distance
-from meshgpt_pytorch.prepare import PrepareReport, reduction
+from meshgpt_pytorch.prepare import PrepareReport, reduction, single
 from tests.helpers import box_mesh, pyramid_mesh, tetrahedron_mesh
 
 SETTINGS = {"num_workers": 0, "progress": False}
@@ -90,6 +90,46 @@ def test_what_is_bad_is_named_and_stops_nothing(models, tmp_path):
     assert "scene.fbx: unsupported: .fbx files are not read; export it as .glb" in page
     assert "picture.png" not in page
     assert len(MeshDataset(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_strange_counts_and_names_in_a_file_stop_nothing(models, tmp_path, num_workers):
+    gltf = {"asset": {"version": "2.0"}, "buffers": [{"uri": "."}], "nodes": [{"mesh": 0}]}
+    gltf["meshes"] = [{"primitives": [{"attributes": {"POSITION": 0}}]}]
+    gltf["accessors"] = [{"count": "1e999", "componentType": 5126, "type": "VEC3"}]
+    (models / "count.gltf").write_text(json.dumps(gltf).replace('"1e999"', "1e999"))
+    digits = "9" * 5000
+    (models / "many.ply").write_text(f"ply\nformat ascii 1.0\nelement face {digits}\nend_header\n")
+    (models / "many.off").write_text(f"OFF\n3 {digits} 0\n")
+    settings = {**SETTINGS, "num_workers": num_workers}
+    report = prepare_meshes(models, tmp_path / "out", **settings)
+    assert {key: each for key, each in outcomes(report).items() if each != "kept"} == {
+        "count.gltf": "unreadable",
+        "many.off": "too large",
+        "many.ply": "too large",
+    }
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in models.glob("*.gltf"):
+            archive.write(path, path.name)
+    with pytest.raises(ValueError, match=r"none of 1 meshes was kept: .* 1 unreadable"):
+        prepare_meshes(tmp_path / "all.zip", tmp_path / "packed", **settings)
+
+
+def test_an_error_within_a_library_costs_one_mesh(models, tmp_path, monkeypatch):
+    repair_winding = single.repair_winding
+
+    def refuse_boxes(mesh):
+        if len(mesh.vertices) == 8:
+            raise RuntimeError("not enough memory")
+        return repair_winding(mesh)
+
+    monkeypatch.setattr(single, "repair_winding", refuse_boxes)
+    report = prepare_meshes(models, tmp_path / "out", **SETTINGS)
+    assert report.outcomes == {"kept": 2, "crashed": 1}
+    assert report.rejected[0].reason == "RuntimeError: not enough memory"
+    monkeypatch.undo()
+    again = prepare_meshes(models, tmp_path / "out", **SETTINGS)
+    assert again.outcomes == {"kept": 3}, "another run tries again"
 
 
 def test_meshes_over_the_budget_are_decimated_or_left_out(furniture, tmp_path):

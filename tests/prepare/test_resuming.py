@@ -43,6 +43,24 @@ def test_a_damaged_result_is_made_anew(models, tmp_path):
     assert second.outcomes == first.outcomes
 
 
+def test_a_result_with_any_byte_changed_is_read_as_it_was_or_not_at_all(models, tmp_path):
+    prepare_meshes(models, tmp_path / "out", **SETTINGS)
+    results = ResultFolder(tmp_path / "out" / "results")
+    path = next(results.path.rglob("*.npz"))
+    whole, content = results.get(path.stem), path.read_bytes()
+    changed = bytearray(content)
+    num_refused = 0
+    for place in range(0, len(content), 5):
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        changed[place] = content[place]
+        found = results.get(path.stem)
+        num_refused += found is None
+        assert found is None or found.record == whole.record
+        assert found is None or torch.equal(found.mesh.faces, whole.mesh.faces)
+    assert num_refused > 0
+
+
 def be_killed_at_the_third_result(models, target):
     torch.set_num_threads(1)
     put, written = ResultFolder.put, []
