@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from meshgpt_pytorch.data.augment import Augmentation, fit_to_cube
+from meshgpt_pytorch.data.choosing import members_of_groups
 from meshgpt_pytorch.mesh import (
     Mesh,
+    VanishedMeshError,
     canonicalize_mesh,
+    check_mesh,
     derive_face_edges_from_faces,
     discretize,
     undiscretize,
@@ -46,13 +49,14 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         augmentation: from a mesh and a random generator to a mesh.
         seed: of all that is drawn.
         groups: a label for each mesh. Meshes of one label are one item, and each epoch draws one
-            of them. By default each mesh is an item.
+            of them; one without a label is an item of its own. By default each mesh is an item.
         num_discrete_coors: bins of the grid along each axis.
         coor_continuous_range: the cube that the grid divides.
         up_axis: 0, 1 or 2, coordinate to sort by first.
 
     Raises:
-        ValueError: items have no vertices or no faces, or the seed is below 0.
+        ValueError: items have no vertices or no faces, or the seed is below 0; as an item is read,
+            the augmentation returned a mesh that is empty, not finite or badly indexed.
     """
 
     def __init__(
@@ -76,10 +80,7 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
-        members: dict[Hashable, list[int]] = {}
-        for mesh, label in enumerate(range(len(dataset)) if groups is None else groups):
-            members.setdefault(label, []).append(mesh)
-        self._meshes_of_item = list(members.values())
+        self._meshes_of_item = members_of_groups(range(len(dataset)) if groups is None else groups)
         self.num_discrete_coors = num_discrete_coors
         self.coor_continuous_range = coor_continuous_range
         self.up_axis = up_axis
@@ -141,8 +142,12 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
         in_cube = (mesh.vertices - low) * (2 / (high - low)) - 1
         augmented = self.augmentation(mesh._replace(vertices=in_cube), generator)
         try:
+            check_mesh(augmented)
+        except ValueError as error:
+            raise ValueError(f"{self.augmentation!r} made a mesh that is none: {error}") from error
+        try:
             return self._on_grid(fit_to_cube(augmented))
-        except ValueError:
+        except VanishedMeshError:
             # a flat or tiny mesh can vanish between the bins: then it stays as it is
             return self._on_grid(mesh._replace(vertices=in_cube))
 

@@ -79,13 +79,10 @@ def held_out(length: int, fraction: float, seed: int, groups: Sequence[Hashable]
     labels = range(length) if groups is None else groups
     if len(labels) != length:
         raise ValueError(f"wanted a group for each of {length} meshes, got {len(labels)}")
-    members: dict[Hashable, list[int]] = {}
-    for item, label in enumerate(labels):
-        members.setdefault(label, []).append(item)
-    if len(members) < 2:
-        raise ValueError(f"a split needs at least 2 groups of meshes, got {len(members)}")
+    parts = members_of_groups(labels)
+    if len(parts) < 2:
+        raise ValueError(f"a split needs at least 2 groups of meshes, got {len(parts)}")
 
-    parts = list(members.values())
     order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))
     wanted = max(1, round(fraction * length))
     chosen: list[int] = []
@@ -95,6 +92,20 @@ def held_out(length: int, fraction: float, seed: int, groups: Sequence[Hashable]
     mask = torch.zeros(length, dtype=torch.bool)
     mask[chosen or min(parts, key=len)] = True
     return mask
+
+
+def members_of_groups(labels: Iterable[Hashable]) -> list[list[int]]:
+    """List the meshes of each group, in the order of their first meshes.
+
+    Args:
+        labels: of each mesh. One that lacks it, which is None, nan or an empty text, is a group of
+            its own: what is missing is nothing that meshes share.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for mesh, label in enumerate(labels):
+        is_missing = label is None or label == "" or label != label
+        members.setdefault((mesh, "alone") if is_missing else (label,), []).append(mesh)
+    return list(members.values())
 
 
 def near_duplicate_groups(

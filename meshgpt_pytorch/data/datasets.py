@@ -194,7 +194,8 @@ class MeshDataset(MeshItems):
                 so that it can be less; it is at least one group.
             seed: the same seed gives the same parts.
             groups: a label for each mesh, or the name of one of `labels`; meshes of one group stay
-                together. `near_duplicate_groups` makes groups of look-alikes.
+                together, and one without a label (``""``, None, nan) is a group of its own.
+                `near_duplicate_groups` makes groups of look-alikes.
 
         Returns:
             (train, validation), each in the order of this data set.
@@ -203,7 +204,7 @@ class MeshDataset(MeshItems):
             ValueError: a fraction outside (0, 1), labels of another length, or only one group.
         """
         if isinstance(groups, str):
-            groups = self._label(groups)
+            groups = self._label_values(groups).tolist()
         is_validation = held_out(len(self), fraction, seed, groups)
         return DatasetSplit(self.select(~is_validation), self.select(is_validation))
 
@@ -231,7 +232,8 @@ class MeshDataset(MeshItems):
                 `Compose` of your choice.
             seed: of all that is drawn.
             one_of: name of a label. Meshes that share it are one item, and each epoch draws one of
-                them: with "key", one of the levels of decimation that `prepare_meshes` wrote.
+                them: with "key", one of the levels of decimation that `prepare_meshes` wrote. A
+                mesh without this label (``""``, nan) is an item of its own.
             num_discrete_coors: bins of the grid along each axis.
             coor_continuous_range: the cube that the grid divides; meshes must be in it.
             up_axis: coordinate to sort by first.
@@ -245,7 +247,7 @@ class MeshDataset(MeshItems):
             self.with_keys(*kept) if kept else self,
             augmentation,
             seed=seed,
-            groups=None if one_of is None else self._label(one_of),
+            groups=None if one_of is None else self._label_values(one_of).tolist(),
             num_discrete_coors=num_discrete_coors,
             coor_continuous_range=coor_continuous_range,
             up_axis=up_axis,

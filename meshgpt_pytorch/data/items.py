@@ -70,11 +70,14 @@ class MeshItems(Dataset[dict[str, Any]]):
         return self._label("name")
 
     def _label(self, name: str) -> tuple[str, ...]:
+        return tuple(self._label_values(name).astype(np.str_).tolist())
+
+    def _label_values(self, name: str) -> np.ndarray[Any, Any]:
         if name not in self._table.labels:
             raise ValueError(
                 f"this data set has no {name} for its meshes, only {sorted(self._table.labels)}"
             )
-        return tuple(self._table.labels[name].astype(np.str_).tolist())
+        return self._table.labels[name]
 
     @property
     def labels(self) -> dict[str, np.ndarray[Any, Any]]:

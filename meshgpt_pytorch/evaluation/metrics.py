@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from meshgpt_pytorch.mesh import Mesh, discretize
+from meshgpt_pytorch.mesh import Mesh, check_mesh, discretize
 from meshgpt_pytorch.typing import typecheck
 
 __all__ = [
@@ -118,21 +118,25 @@ def face_counts(
     """Count the faces of a mesh whatever its order of faces and vertices.
 
     Args:
-        mesh: triangles or quads, finite.
+        mesh: triangles or quads, finite; drop the padded rows of a batch first. It may be empty.
         num_discrete_coors: number of bins of a coordinate.
         coor_continuous_range: (low, high) of the coordinates.
 
     Returns:
         each face, as the bins of its corners from the lowest on, with the number of times it
         occurs. The order of the corners, that is the winding, is kept.
+
+    Raises:
+        ValueError: a mesh that is not finite, or is padded or badly indexed.
     """
     if mesh.faces.numel() == 0:
         return Counter()
+    check_mesh(mesh)
     bins = discretize(
         mesh.vertices, continuous_range=coor_continuous_range, num_discrete=num_discrete_coors
     )
     place = torch.tensor([num_discrete_coors**2, num_discrete_coors, 1], device=bins.device)
-    corners = (bins * place).sum(dim=-1)[mesh.faces].tolist()
+    corners = (bins * place).sum(dim=-1)[mesh.faces.long()].tolist()
     # the least of all: a face with a corner twice has two ways to start at its lowest
     return Counter(min(rotations(face)) for face in corners)
 
@@ -160,6 +164,9 @@ def matching_faces(
 
     Returns:
         shares of faces in common. All are 1 for two meshes without faces, 0 if one has none.
+
+    Raises:
+        ValueError: a mesh that is not finite, or is padded or badly indexed.
     """
     counts = []
     for mesh in (generated, target):
@@ -201,6 +208,9 @@ def which_mesh(
 
     Returns:
         index of the first of the best candidates; None if none has a face in common.
+
+    Raises:
+        ValueError: a mesh that is not finite, or is padded or badly indexed.
     """
     if isinstance(generated, Mesh):
         generated = face_counts(

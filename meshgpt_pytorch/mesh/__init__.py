@@ -12,13 +12,14 @@ from meshgpt_pytorch.mesh.io import load_mesh, save_mesh
 from meshgpt_pytorch.mesh.quads import merge_coplanar_triangles
 from meshgpt_pytorch.mesh.repair import repair_winding
 from meshgpt_pytorch.mesh.simplify import simplify_mesh
-from meshgpt_pytorch.mesh.types import Mesh, MeshFileError
+from meshgpt_pytorch.mesh.types import Mesh, MeshFileError, VanishedMeshError
 
 __all__ = [
     "Mesh",
     "MeshFileError",
     "MeshReport",
     "SurfaceDistance",
+    "VanishedMeshError",
     "canonicalize_mesh",
     "check_mesh",
     "check_mesh_batch",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from meshgpt_pytorch.mesh.checks import check_mesh
 from meshgpt_pytorch.mesh.grid import discretize, undiscretize
-from meshgpt_pytorch.mesh.types import Mesh
+from meshgpt_pytorch.mesh.types import Mesh, VanishedMeshError
 from meshgpt_pytorch.typing import typecheck
 
 __all__ = ["canonicalize_mesh", "faces_to_mesh"]
@@ -48,7 +48,8 @@ def canonicalize_mesh(
         vertices and faces, nor on the vertex at which a face starts.
 
     Raises:
-        ValueError: no faces, NaN or infinite vertices, an index out of range, or no face left.
+        ValueError: no faces, NaN or infinite vertices, or an index out of range.
+        VanishedMeshError: no face is left; a ValueError too.
     """
     if up_axis not in (0, 1, 2):
         raise ValueError(f"up_axis must be 0, 1 or 2, got {up_axis}")
@@ -62,7 +63,7 @@ def canonicalize_mesh(
     keys = pack_bins(bins, num_discrete_coors, up_axis)[faces.numpy()]
     keys = keys[~is_degenerate(keys)]
     if len(keys) == 0:
-        raise ValueError(
+        raise VanishedMeshError(
             f"all {len(faces)} faces are degenerate on a grid of {num_discrete_coors} bins: each "
             "lies within a bin or on a line; drop the mesh, or raise num_discrete_coors"
         )

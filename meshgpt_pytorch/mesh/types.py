@@ -1,11 +1,11 @@
-"""The mesh that every step hands on, and the error that a bad mesh file gives."""
+"""The mesh that every step hands on, and the errors that name what became of one."""
 
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Mesh", "MeshFileError"]
+__all__ = ["Mesh", "MeshFileError", "VanishedMeshError"]
 
 
 class Mesh(NamedTuple):
@@ -23,3 +23,7 @@ class Mesh(NamedTuple):
 
 class MeshFileError(ValueError):
     """A mesh file that cannot be read; the message names the file, the cause and the remedy."""
+
+
+class VanishedMeshError(ValueError):
+    """A mesh of which no face is left on a grid: each lies within a bin or on a line."""

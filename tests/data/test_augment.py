@@ -11,6 +11,7 @@ from meshgpt_pytorch.data import (
     Decimate,
     Jitter,
     MeshDataset,
+    MeshWriter,
     Mirror,
     Normalize,
     RotateUp,
@@ -316,6 +317,37 @@ def test_a_mesh_that_vanishes_stays_as_it_was():
 
     dataset = MeshDataset.from_meshes([box_mesh()]).augment(flatten)
     assert len(dataset[0]["faces"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda mesh: mesh._replace(vertices=mesh.vertices * torch.nan), "must be finite"),
+        (lambda mesh: mesh._replace(faces=mesh.faces + 1), "from 0 to 7, got 1 to 8"),
+        (lambda mesh: mesh._replace(faces=mesh.faces[:0]), "has no faces"),
+    ],
+)
+def test_a_faulty_augmentation_is_named(spoil, message):
+    class Faulty:
+        def __call__(self, mesh, generator):
+            return spoil(mesh)
+
+        def __repr__(self):
+            return "Faulty()"
+
+    dataset = MeshDataset.from_meshes([box_mesh()]).augment(Faulty())
+    with pytest.raises(ValueError, match=rf"^Faulty\(\) made a mesh that is none: .*{message}"):
+        dataset[0]
+
+
+def test_meshes_without_the_label_are_items_of_their_own(tmp_path):
+    with MeshWriter(tmp_path) as writer:
+        for label in ({"key": "a", "number": 1.5}, {}, {"key": "a", "number": 1.5}, {}):
+            writer.add(box_mesh(), label)
+    dataset = MeshDataset(tmp_path)
+    assert dataset.labels["key"].tolist() == ["a", "", "a", ""]
+    for label in ("key", "number"):
+        assert len(dataset.augment(Compose(), one_of=label)) == 3
 
 
 def test_an_augmented_data_set_says_what_it_is(small):

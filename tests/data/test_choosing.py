@@ -54,6 +54,20 @@ def test_a_label_can_name_the_groups(pack):
         pack.split(0.2, groups="colour")
 
 
+@pytest.mark.parametrize("missing", ["", None, float("nan")])
+def test_meshes_without_a_label_may_come_to_either_side(missing):
+    groups = ["a", "a", missing, missing, missing, missing]
+    dataset = MeshDataset.from_meshes([box_mesh()] * 6, names=list("abcdef"))
+    sides = {dataset.split(0.5, seed=seed, groups=groups).validation.names for seed in range(20)}
+    assert all(("a" in side) == ("b" in side) for side in sides)
+    assert any(0 < len(set(side) & set("cdef")) < 4 for side in sides)
+
+
+def test_a_missing_label_by_name_is_no_group():
+    dataset = MeshDataset.from_meshes([box_mesh()] * 4, names=["", "", "", ""])
+    assert len(dataset.split(0.5, groups="name").validation) == 2
+
+
 def test_a_table_without_keys_is_refused(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("one,other\na,b\n")

@@ -169,6 +169,26 @@ def test_meshes_without_faces():
     assert matching_faces(box_mesh(quads=True), box_mesh()) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        face_counts,
+        lambda mesh: matching_faces(mesh, box_mesh()),
+        lambda mesh: matching_faces(box_mesh(), mesh),
+        lambda mesh: which_mesh(mesh, [box_mesh()]),
+        lambda mesh: which_mesh(box_mesh(), [mesh]),
+    ],
+)
+def test_padded_and_broken_meshes_are_refused(measure):
+    vertices, faces = box_mesh()
+    with pytest.raises(ValueError, match=r"got -1 to 7; remove padding with faces\["):
+        measure(Mesh(vertices, torch.cat((faces, torch.full((2, 3), -1)))))
+    with pytest.raises(ValueError, match="got 1 to 8; they refer to vertices that the mesh lacks"):
+        measure(Mesh(vertices, faces + 1))
+    with pytest.raises(ValueError, match="vertices must be finite"):
+        measure(Mesh(vertices.index_fill(0, torch.tensor(2), torch.nan), faces))
+
+
 def test_counted_meshes_give_what_meshes_give(furniture):
     generated, target = disturbed(furniture[5], 0.2), furniture[5]
     expected = matching_faces(generated, target, num_discrete_coors=64)
