@@ -20,14 +20,19 @@ def clean_mesh(mesh: Mesh, *, weld_tolerance: float = WELD_TOLERANCE) -> Mesh:
 
     Args:
         mesh: ``(nv, 3)`` finite vertices and ``(nf, 3 or 4)`` faces.
-        weld_tolerance: vertices closer than this are merged, in shares of the longest side.
+        weld_tolerance: vertices in one cell of a grid of this width are merged, in shares of the
+            longest side; 0 for equal positions alone. Vertices that are closer, but have the
+            border of two cells between them, stay apart.
 
     Returns:
         the mesh on the CPU, its longest side from -1 to 1, every vertex in use.
 
     Raises:
-        ValueError: a mesh that is not finite or badly indexed, or one of which nothing is left.
+        ValueError: a mesh that is not finite or badly indexed, or one of which nothing is left, or
+            a tolerance below 0.
     """
+    if not weld_tolerance >= 0:
+        raise ValueError(f"weld_tolerance must be 0 or more, got {weld_tolerance}")
     check_mesh(mesh)
     vertices = mesh.vertices.detach().cpu().double()
     in_use, faces = mesh.faces.cpu().long().unique(return_inverse=True)
@@ -50,13 +55,15 @@ def weld_vertices(mesh: Mesh, distance: float) -> Mesh:
 
     Args:
         mesh: a mesh on the CPU.
-        distance: width of a cell.
+        distance: width of a cell; 0 merges equal positions alone.
 
     Returns:
         the mesh, perhaps without faces. A merged vertex lies where the first of its cell lay.
     """
     vertices, faces = mesh.vertices.numpy(), mesh.faces.numpy()
-    cells = np.round(vertices.astype(np.float64) / distance).astype(np.int64)
+    # floats: integers overflow where cells are tiny. + 0.0 makes one of the two zeros
+    positions = vertices.astype(np.float64)
+    cells = (np.round(positions / distance) if distance > 0 else positions) + 0.0
     _, first, inverse = np.unique(cells, axis=0, return_index=True, return_inverse=True)
     faces = first[inverse.reshape(-1)][faces]
     faces = faces[has_area(vertices, faces)]

@@ -59,9 +59,10 @@ def surface_distance(
 ) -> SurfaceDistance:
     """Measure the two-sided Hausdorff and the mean Chamfer distance of two surfaces.
 
-    Points of one surface are measured to the triangles of the other, not to points of it: equal
-    surfaces have distance 0 however they are sampled. Which triangles are near is found among
-    denser points of them. Points are drawn by area, so what has next to none, such as a stray
+    Points of one surface are measured to triangles of the other, not to points of it. Which
+    triangles are near is guessed from denser points of them, so that among many slivers the nearest
+    can be missed: distances are then too large by a little, and equal surfaces not quite at 0.
+    Points are drawn by area, so what has next to none, such as a stray
     sliver, hardly counts.
 
     Args:
@@ -71,7 +72,7 @@ def surface_distance(
         seed: the same seed gives the same points.
 
     Returns:
-        the distances; Hausdorff from below, by the points that were drawn.
+        the distances. The farthest point need not be drawn, which makes Hausdorff smaller.
 
     Raises:
         ValueError: a mesh that is empty, not finite or badly indexed.
@@ -124,7 +125,7 @@ def draw_points(
 
 
 def distances_to_surface(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Return the distance of each point to the triangles, those near it measured exactly."""
+    """Return the distance of each point to the nearest of some triangles that seem near it."""
     # on first use: no other function of the package needs it
     from scipy.spatial import cKDTree
 

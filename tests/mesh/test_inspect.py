@@ -75,6 +75,22 @@ def test_cleaning_centres_scales_welds_and_drops():
     assert clean.vertices.amin() == pytest.approx(-1) and clean.vertices.amax() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("tolerance", [0, 1e-20, 1e-300])
+def test_a_tiny_tolerance_merges_equal_positions_alone(tolerance):
+    box = box_mesh()
+    soup = Mesh(box.vertices[box.faces].reshape(-1, 3), torch.arange(36).reshape(12, 3))
+    clean = clean_mesh(soup, weld_tolerance=tolerance)
+    assert len(clean.vertices) == 8 and inspect_mesh(clean).is_watertight
+    near = torch.where(torch.arange(36)[:, None] == 0, soup.vertices * 0.9999, soup.vertices)
+    assert len(clean_mesh(Mesh(near, soup.faces), weld_tolerance=tolerance).vertices) == 9
+
+
+@pytest.mark.parametrize("tolerance", [-1e-6, float("nan")])
+def test_a_tolerance_below_zero_is_refused(tolerance):
+    with pytest.raises(ValueError, match="weld_tolerance must be 0 or more, got"):
+        clean_mesh(box_mesh(), weld_tolerance=tolerance)
+
+
 def test_opposite_faces_stay_and_quads_stay_quads():
     box = box_mesh(quads=True)
     both = Mesh(box.vertices, torch.cat((box.faces, box.faces.flip(1), box.faces.roll(1, 1))))
