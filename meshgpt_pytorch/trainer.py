@@ -24,7 +24,7 @@ from meshgpt_pytorch.training.batches import (
     require_arguments,
     require_texts,
 )
-from meshgpt_pytorch.training.inputs import TransformerInputs, count_faces
+from meshgpt_pytorch.training.inputs import TransformerInputs, check_sample_texts, count_faces
 from meshgpt_pytorch.training.loop import MeshTrainer
 from meshgpt_pytorch.training.options import (
     OptimizerFactory,
@@ -383,7 +383,7 @@ class MeshTransformerTrainer(MeshTrainer):
         with evaluating(model.autoencoder):
             require_initialized(model.autoencoder.quantizer)
         self.is_conditioned = model.condition_on_text
-        self.sample_texts = sample_texts
+        self.sample_texts = check_sample_texts(sample_texts, model.condition_on_text)
         self.inputs = TransformerInputs(
             max_seq_len=model.max_seq_len,
             num_quantizers=model.num_quantizers,

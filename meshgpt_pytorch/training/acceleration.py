@@ -45,6 +45,7 @@ def build_accelerator(
         ImportError: wandb is asked for and not installed.
         RuntimeError: several processes were started that know nothing of each other, or that work
             together in a way that the trainers do not support.
+        ValueError: accelerate was told to accumulate gradients, here or in the environment.
     """
     kwargs = dict(accelerator_kwargs or {})
     if use_wandb_tracking:
@@ -58,6 +59,12 @@ def build_accelerator(
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         kwargs.setdefault("kwargs_handlers", [unused])
     accelerator = Accelerator(**kwargs)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"accelerate's gradient_accumulation_steps must be left out, got "
+            f"{accelerator.gradient_accumulation_steps}, by which it would divide the gradients; "
+            f"pass grad_accum_every to the trainer"
+        )
     check_processes(accelerator, may_skip_parameters=find_unused_parameters)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         warnings.warn(

@@ -1,6 +1,7 @@
 """Save a trainer as it is, and go on from what was saved: by this library, or by upstream."""
 
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
 
-from meshgpt_pytorch.checkpoint import is_upstream_file, read_upstream_file
+from meshgpt_pytorch.checkpoint import CheckpointError, is_upstream_file, read_upstream_file
 from meshgpt_pytorch.training.batches import TrainingBatches
 from meshgpt_pytorch.training.folders import (
     CheckpointFolder,
@@ -61,6 +62,7 @@ class Checkpointing(TrainerSurface):
         self.whole.gather()
         state = {
             "step": self.step,
+            "optimizer_class": type(self.learning_rate.optimizer).__name__,
             # a collective call: each process has random generators of its own
             "random_states": gather_object([get_random_state()]),
             "optimizer": self.stepping.state_dict(),
@@ -96,7 +98,7 @@ class Checkpointing(TrainerSurface):
 
         Raises:
             FileNotFoundError: there is no such folder, or none with a validation loss.
-            CheckpointError: a file in it is damaged, or of another model or format.
+            CheckpointError: a file in it is damaged, or of another model, optimizer or format.
         """
         # one process puts in order what a killed run left, before all look for it
         if self.is_main:
@@ -108,6 +110,7 @@ class Checkpointing(TrainerSurface):
             return
 
         folder, state, history = read_checkpoint(folder)
+        self._check_optimizer(state, folder)
         self.whole.trained.load(folder / "model.safetensors")
         if self.average is not None:
             name = "ema.safetensors" if "average" in state else "model.safetensors"
@@ -123,6 +126,17 @@ class Checkpointing(TrainerSurface):
         # with another number of processes there is no run to repeat exactly
         if len(state["random_states"]) == self.accelerator.num_processes:
             set_random_state(state["random_states"][self.accelerator.process_index])
+
+    def _check_optimizer(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Refuse the moments of another class of optimizers."""
+        own = type(self.learning_rate.optimizer).__name__
+        saved = state.get("optimizer_class", own)
+        if saved != own:
+            raise CheckpointError(
+                f"{folder} holds the state of {saved}, wanted that of {own}; pass "
+                f"optimizer=torch.optim.{saved} to go on, or start anew from its weights alone: "
+                f"model.load(folder / 'model.safetensors')"
+            )
 
     def _load_upstream(self, path: Path) -> None:
         """Go on from a file of 1.x: weights, average, moments and step."""

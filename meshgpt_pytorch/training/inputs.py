@@ -19,6 +19,27 @@ from meshgpt_pytorch.data.fingerprints import (
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 
 
+def check_sample_texts(texts: Sequence[str] | None, is_conditioned: bool) -> list[str] | None:
+    """Return the texts to sample for as a list, before a long run finds out that they are none.
+
+    Raises:
+        ValueError: no texts, one text in place of several, or a model that reads none.
+    """
+    if texts is None:
+        return None
+    if not is_conditioned:
+        raise ValueError(
+            "sample_texts need a transformer with condition_on_text=True, got one without text; "
+            "leave them out"
+        )
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"sample_texts must be a list of one text or more, got {texts!r}; pass "
+            f"sample_texts=['a chair'], or None for the texts of the data"
+        )
+    return list(texts)
+
+
 @dataclass(frozen=True)
 class TransformerInputs:
     """What a transformer reads: codes, whole faces of them, and no more than max_seq_len."""

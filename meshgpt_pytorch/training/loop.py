@@ -68,8 +68,10 @@ class MeshTrainer(Checkpointing):
 
         Raises:
             ValueError: an option or a data set that training cannot work with.
+            TypeError: the model was built with an argument that no checkpoint can hold.
             ImportError: wandb is asked for and not installed.
         """
+        model.checked_description()
         self.options = options
         self.step = 0
         self.last_checkpoint: Path | None = None

@@ -192,9 +192,22 @@ class LearningRate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved rate and place in the schedule; the warm-up is that of this run.
 
+        Another schedule than the saved one is followed from its own rate at the saved step.
+
         Warns:
-            UserWarning: this run was told another learning rate.
+            UserWarning: this run was told another learning rate or schedule.
         """
+        saved, own = map(schedule_settings, (state["scheduler"], self.state_dict()["scheduler"]))
+        # a schedule that is added starts where the rate is
+        if saved is not None and saved != own:
+            warnings.warn(
+                f"training goes on with the trainer's schedule {own}, from its step "
+                f"{state['steps_done']}, not with the checkpoint's {saved}",
+                stacklevel=4,
+            )
+            self.skip_to(state["steps_done"])
+            self._apply_warmup()
+            return
         if state["base_rate"] != self.base_rate:
             warn_of_setting("learning_rate", state["base_rate"], self.base_rate)
         self.steps_done = state["steps_done"]
@@ -202,6 +215,18 @@ class LearningRate:
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._apply_warmup()
+
+
+def schedule_settings(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a scheduler was told, out of its state: neither rates nor the place in it."""
+    if state is None:
+        return None
+    moving = {"base_lrs", "last_epoch", "T_cur", "T_i"}
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in moving and not name.startswith("_")
+    }
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

@@ -21,6 +21,18 @@ def test_processes_that_know_nothing_of_each_other_are_refused(
         make_trainer(accelerator_kwargs={"cpu": False})
 
 
+def test_accumulation_by_accelerate_is_refused(
+    make_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = r"gradient_accumulation_steps must be left out, got 4.*pass grad_accum_every"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(accelerator_kwargs={"cpu": True, "gradient_accumulation_steps": 4})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match=message):
+        make_trainer()
+
+
 def working_as(kind: DistributedType, **state: Any) -> Accelerator:
     """Return an accelerator that takes its processes to work together in some way."""
     accelerator = Accelerator(cpu=True)

@@ -114,6 +114,13 @@ def test_checkpoint_that_cannot_be_read_is_named(make_trainer: Any, tmp_path: Pa
         trainer.load(tmp_path / "ckpt")
 
 
+def test_checkpoint_of_another_optimizer_is_refused(make_trainer: Any, tmp_path: Path) -> None:
+    make_trainer(num_train_steps=1).save(tmp_path / "ckpt")
+    other = make_trainer(optimizer=torch.optim.SGD)
+    with pytest.raises(CheckpointError, match=r"state of AdamW, wanted that of SGD.*model\.load"):
+        other.load(tmp_path / "ckpt")
+
+
 def test_checkpoint_of_the_other_trainer_is_refused(tmp_path: Path) -> None:
     trainer = MeshAutoencoderTrainer(make_autoencoder(), **small_run(tmp_path))
     trainer.save(tmp_path / "ckpt")

@@ -106,6 +106,28 @@ def test_scheduler_may_be_added_on_resume() -> None:
     assert run(second, 3) == pytest.approx([RATE, RATE / 2, RATE / 4])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cosine", {"T_max": 2 * STEPS}),
+        ("step", {"step_size": 2, "gamma": 0.5}),
+        ("exponential", {"gamma": 0.9}),
+        ("none", {}),
+    ],
+)
+def test_another_schedule_is_followed_from_the_saved_step(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    first = make(2, lr_scheduler.CosineAnnealingLR, T_max=STEPS)
+    run(first, 5)
+    scheduler = SCHEDULERS[name][0]
+    second = make(2, scheduler, **arguments)
+    load_optimizer_state(second.optimizer, first.optimizer.state_dict())
+    with pytest.warns(UserWarning, match=rf"from its step 5, not .*'T_max': {STEPS}"):
+        second.load_state_dict(first.state_dict())
+    assert run(second, STEPS) == run(make(2, scheduler, **arguments), 5 + STEPS)[5:]
+
+
 def test_setting_that_a_checkpoint_overrules_is_said() -> None:
     state = make().state_dict()
     model = nn.Linear(2, 2)

@@ -78,6 +78,18 @@ def test_transformer_samples_for_the_texts_of_the_data_or_for_given_ones(
     assert found - {"samples.png"} <= {f"{i}.generated.obj" for i in range(3)}
 
 
+@pytest.mark.parametrize("texts", ["a chair", [], [b"a chair"]])
+def test_sample_texts_are_checked_before_training(tmp_path: Path, texts: Any) -> None:
+    options = {**small_run(tmp_path), "dataset": Samples(texts="a box")}
+    with pytest.raises(ValueError, match=r"must be a list of one text or more.*\['a chair'\]"):
+        MeshTransformerTrainer(make_text_transformer(), **options, sample_texts=texts)
+
+
+def test_sample_texts_need_a_model_with_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="need a transformer with condition_on_text=True"):
+        MeshTransformerTrainer(make_transformer(), **small_run(tmp_path), sample_texts=["a box"])
+
+
 def test_samples_are_the_same_for_the_same_weights(tmp_path: Path) -> None:
     trainer = MeshTransformerTrainer(make_transformer(), **small_run(tmp_path), num_samples=3)
     first = {path.name: path.read_bytes() for path in trainer.sample().iterdir()}

@@ -85,6 +85,12 @@ def test_quantizer_trains_after_its_warm_up_alone(tmp_path: Path) -> None:
     )
 
 
+def test_a_model_that_cannot_be_saved_is_refused_before_training(tmp_path: Path) -> None:
+    model = make_autoencoder(rlfq_kwargs={"soft_clamp_input_value": torch.tensor(10.0)})
+    with pytest.raises(TypeError, match="of type Tensor, which cannot be saved as JSON"):
+        MeshAutoencoderTrainer(model, **small_run(tmp_path))
+
+
 def test_negative_quantizer_warm_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantizer_warmup_steps must be 0 or more, got -1"):
         MeshAutoencoderTrainer(make_autoencoder(), **small_run(tmp_path), quantizer_warmup_steps=-1)
