@@ -53,6 +53,10 @@ class FiniteScalarQuantizer(Module):
         self.project_in = nn.Linear(dim, len(levels))
         self.project_out = nn.Linear(len(levels), dim)
         basis = [prod(levels[:axis]) for axis in range(len(levels))]
+        # has no elements: its shape keeps weights from loading into another grid, in which they
+        # would fit and mean something else
+        grid = torch.empty(num_quantizers, *levels, 0, dtype=torch.long)
+        self.register_buffer("grid", grid)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
         self.register_buffer("cells", self.levels**num_quantizers, persistent=False)

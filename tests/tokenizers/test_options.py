@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from meshgpt_pytorch.checkpoint import CheckpointError
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from tests.helpers import counting_saved_bytes
 from tests.tokenizers.models import ATTENTION, KINDS, PLAIN_RVQ, TINY, batch_for, tiny_autoencoder
@@ -33,7 +34,7 @@ CHANGES_SHAPES = {
     "use_linear_attn": (False, ATTENTION),
     "quads": (True, {}),
     "quantizer": ("simvq", {}),
-    "fsq_levels": ((128, 128), {"quantizer": "fsq", "codebook_size": 16384}),
+    "fsq_levels": ((8, 16, 128), {"quantizer": "fsq", "codebook_size": 16384}),
     "vertex_shortcut": (True, {}),
 }
 CHANGES_LOSS = {
@@ -85,6 +86,19 @@ def test_option_changes_the_weights(option):
     value, others = CHANGES_SHAPES[option]
     changed = autoencoder_with(**{**others, option: value})
     assert shapes(changed) != shapes(autoencoder_with(**others))
+
+
+@pytest.mark.parametrize("options", [{"fsq_levels": (2, 4, 8)}, {"num_quantizers": 3}])
+def test_weights_of_another_fsq_grid_do_not_load(tmp_path, options):
+    saved, other = tiny_autoencoder("fsq"), tiny_autoencoder("fsq", **options)
+    saved.save(tmp_path / "autoencoder.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"misshapen \['quantizer\.grid \(2, 8, 4, 2, 0\) for"
+    ):
+        other.load(tmp_path / "autoencoder.safetensors")
+    with pytest.raises(RuntimeError, match=r"size mismatch for quantizer\.grid"):
+        other.load_state_dict(saved.state_dict())
+    assert not any(tiny_autoencoder("fsq").load(tmp_path / "autoencoder.safetensors"))
 
 
 @pytest.mark.parametrize("option", CHANGES_LOSS)
