@@ -44,11 +44,8 @@ VARIANTS = {
     "lfq, augmented": Variant(),
     "lfq, warm-up": Variant(warm_up=0.4),
     "lfq, consistent": Variant({"vertex_consistent": True}),
-    "lfq, shortcut": Variant({"vertex_shortcut": True}),
     "lfq, started": Variant(is_started=True),
-    "lfq, started, not augmented": Variant(is_augmented=False, is_started=True),
     "lfq, started, consistent": Variant({"vertex_consistent": True}, is_started=True),
-    "lfq, started, shortcut": Variant({"vertex_shortcut": True}, is_started=True),
     "lfq, started, wide decoder": Variant(
         {"decoder_dims_through_depth": (256, 256, 384, 384, 512, 512)}, is_started=True
     ),
@@ -58,12 +55,8 @@ VARIANTS = {
     "lfq, started, attention as identity": Variant(
         {"attn_encoder_depth": 1, "attn_decoder_depth": 1}, is_started=True, is_closed=True
     ),
-    "lfq, together": Variant({"vertex_consistent": True, "vertex_shortcut": True}, is_started=True),
     "rvq": Variant({"quantizer": "rvq", "codebook_size": 1024}),
     "simvq": Variant({"quantizer": "simvq", "codebook_size": 1024}),
-    "simvq, shortcut": Variant(
-        {"quantizer": "simvq", "codebook_size": 1024, "vertex_shortcut": True}
-    ),
     "fsq": Variant(FSQ),
     "fsq, consistent": Variant({**FSQ, "vertex_consistent": True}),
     "fsq, shortcut": Variant({**FSQ, "vertex_shortcut": True}),

@@ -130,7 +130,8 @@ class MeshAutoencoder(FaceEncoder, VertexQuantizer, FaceDecoder, SavedModule):
         fsq_levels: digits of a code along each axis of ``fsq``; with two quantizers there are
             ``levels ** 2`` steps along an axis.
         vertex_shortcut: lead coordinates of vertices straight to their codes, and codes straight
-            to coordinates, beside the networks over faces, see ``VertexShortcut``.
+            to coordinates, beside the networks over faces, see ``VertexShortcut``; for ``fsq``
+            with three axes.
         vertex_consistent: average the logits of the corners that share a vertex, in the loss and
             when codes are decoded, so that shared vertices of a mesh coincide.
 

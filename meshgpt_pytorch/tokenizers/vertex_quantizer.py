@@ -125,10 +125,16 @@ class VertexQuantizer(Module):
         return features, referenced
 
     def _build_vertex_shortcut(self, dim: int, num_bins: int) -> VertexShortcut:
-        shortcut = VertexShortcut(dim, num_bins)
         quantizer = self.quantizer
-        if isinstance(quantizer, FiniteScalarQuantizer) and len(quantizer.levels) == 3:
-            shortcut.start_as_identity(quantizer.project_in, quantizer.project_out)
+        is_grid = isinstance(quantizer, FiniteScalarQuantizer)
+        if not is_grid or len(quantizer.levels) != 3:
+            found = f"{len(quantizer.levels)} axes" if is_grid else f"a {type(quantizer).__name__}"
+            raise ValueError(
+                f"vertex_shortcut needs a grid with an axis for each coordinate, got {found}; pass "
+                "quantizer='fsq' and three fsq_levels, (16, 16, 16) with codebook_size=4096"
+            )
+        shortcut = VertexShortcut(dim, num_bins)
+        shortcut.start_as_identity(quantizer)
         return shortcut
 
     def _unquantized(self, features: Float[Tensor, "b nv d"]) -> QuantizedVertices:

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import Module
 
+from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
+
 # of the bell over the bins, in bins: the blur of targets by default. Where it is wider, a small
 # bias of the decoder towards frequent bins lowers the loss and gives the wrong bin
 START_WIDTH = 0.4
@@ -37,19 +39,25 @@ class VertexShortcut(Module):
         self.log_width = nn.Parameter(torch.full((1,), log(START_WIDTH)))
 
     @torch.no_grad()
-    def start_as_identity(self, project_in: nn.Linear, project_out: nn.Linear) -> None:
+    def start_as_identity(self, quantizer: FiniteScalarQuantizer) -> None:
         """Let the three axes of a quantizer be those of the coordinates, at first.
 
         From a random start, axes are skewed: it takes finer levels and longer to tell bins apart.
+        Where an even number of cells makes a bin, its centre is the edge of two of them, and
+        rounding would choose: there all coordinates are moved by half a cell, in and out.
 
         Args:
-            project_in: from a vertex to the axes; its bias is set to zero.
-            project_out: from the axes to a vertex; its bias is set to zero.
+            quantizer: of three axes; its projections lose their biases.
         """
+        project_in, project_out = quantizer.project_in, quantizer.project_out
         self.from_coordinates.weight.copy_(torch.linalg.pinv(project_in.weight))
         self.to_coordinates.weight.copy_(torch.linalg.pinv(project_out.weight))
         for linear in (self.from_coordinates, project_in, project_out, self.to_coordinates):
             linear.bias.zero_()
+        is_edge = quantizer.cells % (2 * self.num_bins) == 0
+        half_cell = is_edge / quantizer.cells
+        project_in.bias.copy_(half_cell)
+        self.to_coordinates.bias.copy_(-half_cell)
 
     def add_coordinates(
         self, features: Float[Tensor, "b nv d"], bins: Int[Tensor, "b nv 3"]

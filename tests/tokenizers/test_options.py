@@ -35,7 +35,7 @@ CHANGES_SHAPES = {
     "quads": (True, {}),
     "quantizer": ("simvq", {}),
     "fsq_levels": ((8, 16, 128), {"quantizer": "fsq", "codebook_size": 16384}),
-    "vertex_shortcut": (True, {}),
+    "vertex_shortcut": (True, {"quantizer": "fsq", "fsq_levels": (8, 4, 2)}),
 }
 CHANGES_LOSS = {
     "coor_continuous_range": ((-2.0, 2.0), {}),

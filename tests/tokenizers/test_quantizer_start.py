@@ -35,7 +35,7 @@ def count_codes(autoencoder, batch):
     return len(codes[codes[..., 0] >= 0].unique(dim=0))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_quantizers": 1}, {"vertex_shortcut": True}])
+@pytest.mark.parametrize("options", [{}, {"num_quantizers": 1}])
 def test_started_vertices_spread_over_the_range_of_the_codes(batch, options):
     autoencoder = tiny_autoencoder(**options)
     autoencoder.start_quantizer(**batch)

@@ -5,6 +5,7 @@ import torch
 from einops import rearrange
 
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
+from meshgpt_pytorch.tokenizers.finite_scalar import FiniteScalarQuantizer
 from meshgpt_pytorch.tokenizers.vertex_shortcut import START_WIDTH, VertexShortcut
 from tests.tokenizers.models import FSQ, TINY, batch_for, tiny_autoencoder
 
@@ -83,4 +84,28 @@ def test_codes_start_as_the_coordinates():
     # 256 cells an axis, two a bin: x in the lowest digit of both codes, then y, then z
     digits = codes[..., None] // torch.tensor([1, 16, 256]) % 16
     cells = digits[:, :, 0] * 16 + digits[:, :, 1]
-    assert ((cells - 2 * bins).abs() <= 1).all()
+    # never the cell that begins where the bin does, as rounding might have it
+    assert torch.equal(cells, 2 * bins + 1)
+    assert torch.equal(autoencoder.double().tokenize(vertices.double(), faces), codes)
+
+
+@pytest.mark.parametrize("levels", [(16, 16, 16), (12, 16, 24), (4, 4, 4)])
+def test_positions_come_back_from_their_codes_as_far_as_the_grid_goes(levels):
+    torch.manual_seed(0)
+    quantizer = FiniteScalarQuantizer(20, levels=levels, num_quantizers=2)
+    shortcut = VertexShortcut(20, 128)
+    shortcut.start_as_identity(quantizer)
+    bins = torch.arange(128)[None, :, None].expand(1, 128, 3)
+    quantized, _, _ = quantizer(shortcut.add_coordinates(torch.randn(1, 128, 20), bins))
+    position = shortcut.to_coordinates(quantized)
+    centres = (bins + 0.5) / 64 - 1
+    half_cells = 1 / torch.tensor([float(level**2) for level in levels])
+    assert ((position - centres).abs() <= half_cells + 1e-5).all()
+    if levels == (16, 16, 16):
+        torch.testing.assert_close(position, centres, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantizer": "simvq"}, {**FSQ, "fsq_levels": (4, 16)}])
+def test_only_a_grid_of_three_axes_has_a_shortcut(options):
+    with pytest.raises(ValueError, match=r"vertex_shortcut needs a grid .* pass quantizer='fsq'"):
+        MeshAutoencoder(**{**TINY, **options, "vertex_shortcut": True})
