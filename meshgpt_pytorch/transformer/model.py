@@ -26,6 +26,7 @@ from meshgpt_pytorch.transformer.checks import (
     check_rows,
 )
 from meshgpt_pytorch.transformer.conditioning import build_conditioner, match_batch
+from meshgpt_pytorch.transformer.embedding_start import digits_of_codes, start_rows
 from meshgpt_pytorch.transformer.generation import MeshGeneration
 from meshgpt_pytorch.transformer.guidance import check_guidance, guided_logits
 from meshgpt_pytorch.transformer.layers import (
@@ -192,6 +193,19 @@ class MeshTransformer(MeshGeneration, SavedModule):
         self.to_logits = nn.Linear(dim_fine, self.codebook_size + 1)
         # last, so that options that are refused leave the caller's autoencoder as it was
         self.autoencoder.requires_grad_(False)
+
+    def start_embeddings(self) -> None:
+        """Start the embedding and the logit of each code from its digits, before training.
+
+        Codes with like digits begin alike, so that what is learned of one serves its neighbours.
+        Only initial weights change; they are drawn by torch's global generator.
+
+        Raises:
+            ValueError: an autoencoder whose codes have no digits, such as those of ``rvq``.
+        """
+        digits = digits_of_codes(self.autoencoder.quantizer)
+        for weight in (self.token_embed.weight, self.to_logits.weight):
+            start_rows(weight, digits)
 
     def _adopt(self, autoencoder: MeshAutoencoder, *, quads: bool, pad_id: int) -> None:
         """Take the autoencoder in, and read off it what the codes look like."""
