@@ -3,16 +3,16 @@
     python -m benchmarks.tokenizer_comparison --upstream PYTHON
     python -m benchmarks.tokenizer_comparison recipe lfq --minutes 5 --transformer-minutes 10
 
-Tokenizers are variants of `benchmarks/autoencoder_quality.py`, on its split. On the codes of each
+Tokenizers are variants of `benchmarks/autoencoder_variants.py`, on its split. On the codes of each
 the same transformer is trained, only its codebook size differs, in batches of 16 with the same
-learning rate. A tokenizer that says nothing about a mesh has cheap codes, so bits are counted
-twice:
+learning rate. A tokenizer that says nothing about a mesh has cheap codes, so bits are
+counted twice:
 
 | column | what it is |
 |---|---|
 | bits | of the codes and the end of a mesh, over its faces |
 | lowest | the same on unseen meshes, where it was lowest: ten times in the training |
-| whole | bits, and those that put the wrong coordinates of the reconstruction right |
+| whole | bits, and those of `benchmarks/corrections.py`, which put the reconstruction right |
 
 Meshes are generated, greedily from the first face of an unseen mesh, and freely:
 
@@ -23,14 +23,16 @@ Meshes are generated, greedily from the first face of an unseen mesh, and freely
 | valid | meshes that ended by themselves, without a degenerate or duplicate face |
 
 Corners with the same codes are one vertex to the transformer; meshes in which no two have the same
-do not count for the first of these. The row `meshes` says the same of the unseen meshes themselves.
+do not count for the first of these, which is of meshes as each side decodes them. All else, and the
+corrections, are of meshes decoded with `vertex_consistent`, which either side's codes can be. The
+row `meshes` says the same of the unseen meshes themselves.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
-from math import log, log2
+from math import log
 from typing import Any, TypeAlias
 
 import torch
@@ -52,6 +54,7 @@ from benchmarks.autoencoder_training import (
     training_of,
 )
 from benchmarks.autoencoder_variants import VARIANTS, Training
+from benchmarks.corrections import Corrections, find_corrections
 from benchmarks.result_lines import add_line, read_lines
 from meshgpt_pytorch import MeshAutoencoder, MeshTransformer, faces_to_mesh
 from meshgpt_pytorch.mesh import Mesh, discretize, inspect_mesh
@@ -90,24 +93,6 @@ class Shares:
 # bits
 
 
-def bits_of_corrections(coordinate_accuracy: float, num_bins: int = 128) -> float:
-    """Count the bits that put the coordinates of a face right.
-
-    Each says whether it is right, with the entropy of the share that is, and if not, which of the
-    other bins is.
-
-    Args:
-        coordinate_accuracy: share of coordinates in the right bin.
-        num_bins: of a coordinate.
-
-    Returns:
-        bits for the nine coordinates of a triangle.
-    """
-    wrong = 1 - coordinate_accuracy
-    told = sum(-share * log2(share) for share in (wrong, coordinate_accuracy) if share > 0)
-    return 9 * (told + wrong * log2(num_bins - 1))
-
-
 @torch.no_grad()
 def bits_per_face(transformer: MeshTransformer, meshes: Sequence[Codes]) -> float:
     """Return the cross entropy of all codes and ends, in bits, over the number of faces."""
@@ -127,6 +112,14 @@ def pad_codes(meshes: Sequence[Codes]) -> Int[Tensor, "b n q"]:
 
 
 # meshes
+
+
+def bins_of_corners(
+    face_coords: Float[Tensor, "nf nvf 3"], num_bins: int
+) -> Int[Tensor, "(nf nvf) 3"]:
+    """Put the corners of faces on the grid."""
+    corners = rearrange(face_coords, "nf nvf c -> (nf nvf) c")
+    return discretize(corners, continuous_range=(-1.0, 1.0), num_discrete=num_bins)
 
 
 def shared_corners_coincide(codes: Codes, bins: Int[Tensor, "n 3"]) -> bool | None:
@@ -155,8 +148,7 @@ def measure_meshes(
     """
     coincide, valid, two_faces, edges = [], 0, 0, 0
     for codes, face_coords in zip(meshes, faces, strict=True):
-        corners = rearrange(face_coords, "nf nvf c -> (nf nvf) c")
-        bins = discretize(corners, continuous_range=(-1.0, 1.0), num_discrete=num_bins)
+        bins = bins_of_corners(face_coords, num_bins)
         coincide.append(shared_corners_coincide(codes, bins))
         mesh = faces_to_mesh(face_coords, num_discrete_coors=num_bins)
         if len(mesh.faces) == 0:
@@ -175,16 +167,28 @@ def measure_meshes(
 
 @torch.no_grad()
 def decode(
-    autoencoder: MeshAutoencoder, codes: Int[Tensor, "b n q"]
+    autoencoder: MeshAutoencoder, codes: Int[Tensor, "b n q"], *, vertex_consistent: bool | None
 ) -> tuple[list[Codes], list[Float[Tensor, "nf nvf 3"]]]:
     """Return the codes of each mesh, and the faces that they are decoded to, without padding."""
-    decoded = autoencoder.decode_from_codes_to_faces(codes)
+    decoded = autoencoder.decode_from_codes_to_faces(codes, vertex_consistent=vertex_consistent)
     nvf = autoencoder.num_vertices_per_face
     num_faces = decoded.face_mask.sum(dim=1).tolist()
     return (
         [row[: nvf * length] for row, length in zip(codes, num_faces, strict=True)],
         [row[:length] for row, length in zip(decoded.face_coords, num_faces, strict=True)],
     )
+
+
+def correct_meshes(
+    autoencoder: MeshAutoencoder, meshes: Sequence[Mapping[str, Tensor]], codes: Sequence[Codes]
+) -> Corrections:
+    """Find what the codes of meshes leave open."""
+    found, num_bins = [], autoencoder.num_discrete_coors
+    for mesh, its_codes in zip(meshes, codes, strict=True):
+        _, [decoded] = decode(autoencoder, its_codes[None], vertex_consistent=True)
+        own = bins_of_corners(mesh["vertices"][mesh["faces"]], num_bins)
+        found.append((its_codes, bins_of_corners(decoded, num_bins), own))
+    return find_corrections(found)
 
 
 def generate(
@@ -206,7 +210,14 @@ def generate(
     for name, options in ways.items():
         codes = transformer.generate(**options, return_codes=True, progress=False)
         assert isinstance(codes, Tensor), "codes are asked for"
-        shares[name] = measure_meshes(*decode(autoencoder, codes), autoencoder.num_discrete_coors)
+        consistent, as_set = (
+            measure_meshes(
+                *decode(autoencoder, codes, vertex_consistent=option),
+                autoencoder.num_discrete_coors,
+            )
+            for option in (True, None)
+        )
+        shares[name] = replace(consistent, coincide=as_set.coincide)
     return shares
 
 
@@ -267,6 +278,8 @@ def compare(
     # room for a face more than any mesh has, so that all have room for their end
     length = (MAX_FACES + 1) * 3 * autoencoder.num_quantizers
     transformer = MeshTransformer(autoencoder, max_seq_len=length, **TRANSFORMER)
+    if arguments.start_embeddings:
+        transformer.start_embeddings()
     steps, unseen = train_transformer(
         transformer,
         endless_codes(codes["train"], training.seed),
@@ -276,8 +289,13 @@ def compare(
     )
     shares = generate(transformer, codes["val"], arguments.number, training.seed)
     bits = {part: bits_per_face(transformer, codes[part]) for part in codes}
+    corrections = {
+        part: correct_meshes(autoencoder, as_list(data[part]), codes[part]) for part in codes
+    }
     whole = {
-        part: bits[part] + bits_of_corrections(tokenizer[part]["coordinate"]) for part in codes
+        part: bits[part]
+        + corrections[part].bits_per_face(corrections["train"], autoencoder.num_discrete_coors)
+        for part in codes
     }
     return {
         "accuracy": {part: tokenizer[part]["coordinate"] for part in codes},
@@ -324,7 +342,7 @@ def print_row(result: Mapping[str, Any]) -> None:
     """Print a row of the table."""
     parts, ways = ("train", "val"), ("greedy", "sampled")
     cells = [
-        str(result["variant"]),
+        result["variant"] + ", embeddings started" * result["start_embeddings"],
         str(result["seed"]),
         f"{result['tokenizer_steps']}, {result['steps']}",
         " / ".join(show(result["accuracy"][part], 3) for part in parts),
@@ -343,6 +361,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="of each tokenizer")
     parser.add_argument("--transformer-minutes", type=float, default=15.0)
     parser.add_argument("--number", type=int, default=32, help="of meshes to generate each way")
+    parser.add_argument(
+        "--start-embeddings", action="store_true", help="see MeshTransformer.start_embeddings"
+    )
     add_options(parser)
     arguments = parser.parse_args()
     arguments.variants = arguments.variants or list(TOKENIZERS)
@@ -359,6 +380,7 @@ def main() -> None:
             **asdict(training),
             "transformer_minutes": arguments.transformer_minutes,
             "number": arguments.number,
+            "start_embeddings": arguments.start_embeddings,
         }
         result = next((each for each in known if identity.items() <= each.items()), None)
         if result is None:
