@@ -43,7 +43,7 @@ def paper_augmentation(*, decimate: bool = False) -> "Compose":
             extra ``simplify`` and some 40 ms a mesh, and triangles.
 
     Raises:
-        RuntimeError: no package to decimate with is installed.
+        RuntimeError: no package to decimate with can be imported.
     """
     levels = (Decimate(),) if decimate else ()
     return Compose(*levels, Scale(0.75, 1.25), Normalize(), Shift(0.2))
@@ -213,7 +213,7 @@ class Decimate:
 
     Raises:
         ValueError: the shares are not in order.
-        RuntimeError: no package to decimate with is installed.
+        RuntimeError: no package to decimate with can be imported.
     """
 
     low: float = 0.5

@@ -1,7 +1,7 @@
 """Decimation: fewer faces for the same shape."""
 
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,13 @@ import torch
 from meshgpt_pytorch.mesh.checks import check_mesh
 from meshgpt_pytorch.mesh.types import Mesh
 
-__all__ = ["SimplifyMethod", "default_simplifier", "is_available", "simplify_mesh"]
+__all__ = [
+    "MissingSimplifierError",
+    "SimplifyMethod",
+    "default_simplifier",
+    "is_available",
+    "simplify_mesh",
+]
 
 SimplifyMethod = Literal["planar", "quadric", "fast"]
 MODULE_OF_METHOD: dict[SimplifyMethod, str] = {
@@ -18,6 +24,11 @@ MODULE_OF_METHOD: dict[SimplifyMethod, str] = {
     "quadric": "pymeshlab",
     "fast": "fast_simplification",
 }
+MESHLAB_FILTER = "meshing_decimation_quadric_edge_collapse"
+
+
+class MissingSimplifierError(RuntimeError):
+    """No package to decimate with is installed and can be imported."""
 
 
 def simplify_mesh(mesh: Mesh, max_faces: int, *, method: SimplifyMethod | None = None) -> Mesh:
@@ -30,7 +41,7 @@ def simplify_mesh(mesh: Mesh, max_faces: int, *, method: SimplifyMethod | None =
         max_faces: most faces of the result, 4 or more.
         method: "planar", pymeshlab with a penalty that keeps flat parts flat, most often the best;
             "quadric", pymeshlab without it; "fast", the package fast-simplification. By default
-            the first of them whose package is installed.
+            the first of them whose package can be imported.
 
     Returns:
         the mesh, on the CPU, vertices of its own. It can have fewer faces than asked for, where no
@@ -38,7 +49,8 @@ def simplify_mesh(mesh: Mesh, max_faces: int, *, method: SimplifyMethod | None =
 
     Raises:
         ValueError: quads, a budget below 4, or a mesh that is empty or broken.
-        RuntimeError: no package to decimate with is installed, or it did not reach the budget.
+        MissingSimplifierError: there is no package to decimate with, or it cannot be imported.
+        RuntimeError: the package did not reach the budget.
     """
     check_mesh(mesh)
     if mesh.faces.shape[1] != 3:
@@ -51,8 +63,9 @@ def simplify_mesh(mesh: Mesh, max_faces: int, *, method: SimplifyMethod | None =
     method = default_simplifier() if method is None else method
     if method not in MODULE_OF_METHOD:
         raise ValueError(f"method must be one of {(*MODULE_OF_METHOD,)}, got {method!r}")
-    if not is_available(method):
-        raise RuntimeError(missing_package(MODULE_OF_METHOD[method].replace("_", "-")))
+    fault = import_fault(MODULE_OF_METHOD[method])
+    if fault is not None:
+        raise MissingSimplifierError(f"method={method!r} cannot be used: {fault}")
     if len(mesh.faces) <= max_faces:
         return mesh
 
@@ -76,28 +89,42 @@ def simplify_mesh(mesh: Mesh, max_faces: int, *, method: SimplifyMethod | None =
 
 
 def default_simplifier() -> SimplifyMethod:
-    """Name the best method whose package is installed.
+    """Name the best method whose package can be imported.
 
     Raises:
-        RuntimeError: there is none.
+        MissingSimplifierError: there is none.
     """
     for method in MODULE_OF_METHOD:
         if is_available(method):
             return method
-    raise RuntimeError(missing_package("pymeshlab"))
+    faults = [import_fault(name) or "" for name in dict.fromkeys(MODULE_OF_METHOD.values())]
+    raise MissingSimplifierError(
+        f"decimation needs pymeshlab or fast-simplification: {'; '.join(faults)}"
+    )
 
 
 def is_available(method: SimplifyMethod) -> bool:
-    """Tell whether the package of a method is installed."""
-    return find_spec(MODULE_OF_METHOD[method]) is not None
+    """Tell whether the package of a method can be imported."""
+    return import_fault(MODULE_OF_METHOD[method]) is None
 
 
-def missing_package(name: str) -> str:
-    """Say how to install what is missing."""
-    return (
-        f"decimation needs the package {name}, which is not installed; "
-        "pip install 'meshgpt-pytorch[simplify]'"
-    )
+@cache
+def import_fault(name: str) -> str | None:
+    """Import a package once; say why that fails and what helps, None if it works."""
+    package = name.replace("_", "-")
+    try:
+        module = import_module(name)
+        if name == "pymeshlab":
+            # a plugin that lacks a library of the system is left out with no more than a print
+            getattr(module.MeshSet, MESHLAB_FILTER)
+    except Exception as error:
+        # a broken package fails in every way there is
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return f"{package} is not installed, pip install 'meshgpt-pytorch[simplify]'"
+        remedy = "apt install libgl1 libopengl0" if name == "pymeshlab" else "install it again"
+        cause = f"{type(error).__name__}: {error}"
+        return f"{package} is installed and does not work ({cause}), {remedy}"
+    return None
 
 
 def simplify_with_meshlab(
@@ -108,9 +135,7 @@ def simplify_with_meshlab(
     meshes = pymeshlab.MeshSet(verbose=False)
     meshes.add_mesh(pymeshlab.Mesh(vertices, faces))
     try:
-        meshes.meshing_decimation_quadric_edge_collapse(
-            targetfacenum=max_faces, planarquadric=is_planar
-        )
+        meshes.apply_filter(MESHLAB_FILTER, targetfacenum=max_faces, planarquadric=is_planar)
     except pymeshlab.PyMeshLabException as error:
         raise RuntimeError(f"pymeshlab cannot decimate this mesh: {error}") from error
     result = meshes.current_mesh()

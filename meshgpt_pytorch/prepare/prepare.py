@@ -102,7 +102,7 @@ def prepare_meshes(
         ValueError: an option is out of range, no mesh was found, or none was kept; in the last case
             the report is written all the same.
         OSError: the target cannot be written; what was done so far is found again.
-        RuntimeError: a mesh must be decimated, and no package to do so is installed.
+        RuntimeError: a mesh must be decimated, and no package to do so can be imported.
     """
     begin = time.perf_counter()
     budgets = check_budgets(max_faces, adaptive)

@@ -11,7 +11,13 @@ from meshgpt_pytorch.mesh.cleaning import drop_coincident_faces, weld_vertices
 from meshgpt_pytorch.mesh.distance import SurfaceDistance, surface_distance
 from meshgpt_pytorch.mesh.grid import discretize, undiscretize
 from meshgpt_pytorch.mesh.quads import merge_coplanar_triangles, split_quads
-from meshgpt_pytorch.mesh.simplify import SimplifyMethod, is_available, simplify_mesh
+from meshgpt_pytorch.mesh.simplify import (
+    MissingSimplifierError,
+    SimplifyMethod,
+    default_simplifier,
+    is_available,
+    simplify_mesh,
+)
 from meshgpt_pytorch.prepare.options import PrepareOptions
 
 __all__ = ["InaccurateError", "Reduction", "reduce_mesh"]
@@ -60,7 +66,7 @@ def reduce_mesh(mesh: Mesh, options: PrepareOptions) -> Reduction:
 
     Raises:
         InaccurateError: there is no such mesh; the message tells the best attempt.
-        RuntimeError: no package to decimate with is installed, and the mesh needs it.
+        MissingSimplifierError: no package to decimate with works, and the mesh needs it.
     """
     best = within_budget(mesh, options.max_faces, options)
     if not options.adaptive:
@@ -112,10 +118,6 @@ def within_budget(mesh: Mesh, budget: int, options: PrepareOptions) -> Reduction
     )
 
 
-class MissingSimplifierError(RuntimeError):
-    """No package to decimate with is installed."""
-
-
 def attempts(
     mesh: Mesh, budget: int, options: PrepareOptions
 ) -> Iterator[tuple[str, Callable[[], Mesh]]]:
@@ -137,11 +139,7 @@ def attempts(
             yield "on the grid", partial(finished, mesh, options)
         if len(single.faces) <= max_triangles:
             yield "one side of coincident faces", partial(finished, single, options)
-        if not any(is_available(method) for method, _ in ATTEMPTS):
-            raise MissingSimplifierError(
-                "decimation needs pymeshlab or fast-simplification, and neither is installed; "
-                "pip install 'meshgpt-pytorch[simplify]'"
-            )
+        default_simplifier()  # raises where there is no package to decimate with
         for method, weld in ATTEMPTS:
             if is_available(method):
                 name = f"{method}, welded at 1/{round(1 / weld)}" if weld else method

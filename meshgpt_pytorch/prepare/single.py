@@ -15,9 +15,10 @@ from meshgpt_pytorch.mesh.cleaning import clean_mesh
 from meshgpt_pytorch.mesh.file_size import estimate_num_faces
 from meshgpt_pytorch.mesh.inspect import inspect_mesh
 from meshgpt_pytorch.mesh.repair import repair_winding
+from meshgpt_pytorch.mesh.simplify import MissingSimplifierError
 from meshgpt_pytorch.prepare.occupancy import occupancy
 from meshgpt_pytorch.prepare.options import PrepareOptions
-from meshgpt_pytorch.prepare.reduction import InaccurateError, MissingSimplifierError, reduce_mesh
+from meshgpt_pytorch.prepare.reduction import InaccurateError, reduce_mesh
 from meshgpt_pytorch.prepare.results import MeshRecord, Result, ResultFolder
 from meshgpt_pytorch.prepare.sources import (
     FileTooLargeError,
@@ -62,7 +63,7 @@ def prepare_one(source: MeshSource, options: PrepareOptions, results: ResultFold
 
     Raises:
         OSError: the results, or what comes out of an archive, cannot be written.
-        MissingSimplifierError: no package to decimate with is installed, and the mesh needs it.
+        MissingSimplifierError: no package to decimate with works, and the mesh needs it.
     """
     begin = time.perf_counter()
     record = MeshRecord(source.key, "kept")

@@ -49,7 +49,7 @@ def main() -> None:
 
 def answer(prepare: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Do one job; what ends the whole run is told as an error."""
-    from meshgpt_pytorch.prepare.reduction import MissingSimplifierError
+    from meshgpt_pytorch.mesh.simplify import MissingSimplifierError
 
     try:
         return {"record": asdict(prepare(*arguments))}

@@ -1,5 +1,7 @@
 """Decimation keeps to the budget and to the shape, with each package."""
 
+import sys
+
 import pytest
 import torch
 
@@ -60,16 +62,40 @@ def test_a_mesh_within_the_budget_is_left_alone():
     assert simplify_mesh(mesh, 12) is mesh
 
 
-def test_the_first_package_that_is_installed_is_used(monkeypatch):
+def test_the_first_package_that_is_installed_is_used(changed_packages):
     assert simplify.default_simplifier() == "planar"
-    absent = {"pymeshlab"}
-    monkeypatch.setattr(simplify, "find_spec", lambda name: None if name in absent else name)
+    simplify.import_fault.cache_clear()
+    changed_packages.setitem(sys.modules, "pymeshlab", None)
     assert simplify.default_simplifier() == "fast"
     assert len(simplify_mesh(fine_box(), 50).faces) <= 50
-    with pytest.raises(RuntimeError, match=r"needs the package pymeshlab, .*pip install 'mesh"):
+    with pytest.raises(RuntimeError, match=r"'planar' .*pymeshlab is not .*pip install 'mesh"):
         simplify_mesh(fine_box(), 50, method="planar")
-    absent.add("fast_simplification")
-    with pytest.raises(RuntimeError, match=r"package pymeshlab, .*meshgpt-pytorch\[simplify\]"):
+    simplify.import_fault.cache_clear()
+    changed_packages.setitem(sys.modules, "fast_simplification", None)
+    with pytest.raises(RuntimeError, match=r"pymeshlab is not installed, .*; fast-simplif"):
+        simplify_mesh(fine_box(), 50)
+
+
+BROKEN = {
+    "a library of the system is missing": "raise ImportError('libGL.so.1: cannot open')",
+    "a module that it needs is missing": "import no_such_module_anywhere",
+    "its filters did not load": "class MeshSet: pass",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_a_package_that_is_installed_and_broken_is_passed_over(text, changed_packages, tmp_path):
+    (tmp_path / "pymeshlab.py").write_text(f"{text}\n")
+    changed_packages.delitem(sys.modules, "pymeshlab", raising=False)
+    changed_packages.syspath_prepend(tmp_path)
+    assert simplify.default_simplifier() == "fast"
+    assert len(simplify_mesh(fine_box(), 50).faces) <= 50
+    message = r"pymeshlab is installed and does not work \(.*\), apt install libgl1 libopengl0"
+    with pytest.raises(simplify.MissingSimplifierError, match=message):
+        simplify_mesh(fine_box(), 50, method="quadric")
+    simplify.import_fault.cache_clear()
+    changed_packages.setitem(sys.modules, "fast_simplification", None)
+    with pytest.raises(simplify.MissingSimplifierError, match=f"{message}; fast-simplification is"):
         simplify_mesh(fine_box(), 50)
 
 

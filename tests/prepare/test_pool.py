@@ -17,7 +17,7 @@ HOSTILE = textwrap.dedent(
     import json, os, signal, sys, time
     sys.path[:] = json.loads(sys.argv[1])
     from meshgpt_pytorch.prepare import single
-    from meshgpt_pytorch.prepare.reduction import MissingSimplifierError
+    from meshgpt_pytorch.mesh.simplify import MissingSimplifierError
     prepare_one = single.prepare_one
 
     def hostile(source, options, results):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import zipfile
 
 import numpy as np
@@ -11,8 +12,8 @@ import trimesh
 
 from meshgpt_pytorch import MeshDataset, canonicalize_mesh, prepare_meshes, save_mesh
 from meshgpt_pytorch.cli import main
-from meshgpt_pytorch.mesh import Mesh, simplify, surface_distance
-from meshgpt_pytorch.prepare import PrepareReport, reduction, single
+from meshgpt_pytorch.mesh import Mesh, surface_distance
+from meshgpt_pytorch.prepare import PrepareReport, single
 from tests.helpers import box_mesh, pyramid_mesh, tetrahedron_mesh
 
 SETTINGS = {"num_workers": 0, "progress": False}
@@ -194,13 +195,24 @@ def test_nothing_kept_is_an_error_with_the_report_written(models, tmp_path):
 
 
 def test_without_a_package_to_decimate_with_it_says_what_to_install(
-    furniture, tmp_path, monkeypatch
+    furniture, tmp_path, changed_packages
 ):
-    monkeypatch.setattr(simplify, "find_spec", lambda name: None)
+    for name in ("pymeshlab", "fast_simplification"):
+        changed_packages.setitem(sys.modules, name, None)
     save_mesh(furniture[0], tmp_path / "models" / "mesh.ply")
-    with pytest.raises(RuntimeError, match=r"neither is installed; pip install .*\[simplify\]"):
+    with pytest.raises(RuntimeError, match=r"not installed, pip install .*\[simplify\]"):
         prepare_meshes(tmp_path / "models", tmp_path / "out", max_faces=20, **SETTINGS)
-    assert reduction.MissingSimplifierError.__mro__[1] is RuntimeError
+
+
+def test_a_broken_package_to_decimate_with_costs_no_mesh(furniture, tmp_path, changed_packages):
+    (tmp_path / "pymeshlab.py").write_text("raise ImportError('libGL.so.1: cannot open')")
+    changed_packages.delitem(sys.modules, "pymeshlab", raising=False)
+    changed_packages.syspath_prepend(tmp_path)
+    mesh = next(mesh for mesh in furniture if len(mesh.faces) > 200)
+    save_mesh(mesh, tmp_path / "models" / "mesh.ply")
+    limits = {"max_faces": 150, "max_hausdorff": 1.0, "max_chamfer": 1.0}
+    report = prepare_meshes(tmp_path / "models", tmp_path / "out", **limits, **SETTINGS)
+    assert [record.method for record in report.kept] == ["fast, welded at 1/256"]
 
 
 def test_quads_are_kept_merged_or_left_out(tmp_path):
