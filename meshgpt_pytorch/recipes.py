@@ -55,7 +55,9 @@ def quick_recipe(num_train_steps: int) -> AutoencoderRecipe:
         trainer()
 
     Args:
-        num_train_steps: length of the training, over which the learning rate falls to zero.
+        num_train_steps: length of the training, over which the learning rate falls to zero, where
+            it stays. To train longer, take the recipe of more steps; more steps of the trainer
+            alone would learn nothing.
 
     Raises:
         ValueError: no steps.
@@ -77,4 +79,4 @@ def quick_recipe(num_train_steps: int) -> AutoencoderRecipe:
 
 def hold_then_fall(step: int, num_train_steps: int) -> float:
     """Hold the learning rate for 30 % of the steps, then let it fall to zero in a line."""
-    return min(1.0, (1 - step / num_train_steps) / 0.7)
+    return min(1.0, max(0.0, 1 - step / num_train_steps) / 0.7)

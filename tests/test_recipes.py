@@ -55,6 +55,10 @@ def test_learning_rate_holds_then_falls_to_zero():
     assert sorted(factors, reverse=True) == factors
 
 
+def test_learning_rate_stays_zero_beyond_its_steps():
+    assert [hold_then_fall(step, 1000) for step in (1000, 1001, 1100, 2000)] == [0.0] * 4
+
+
 def test_a_recipe_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="num_train_steps must be at least 1, got 0"):
         quick_recipe(0)
