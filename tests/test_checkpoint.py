@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -181,6 +182,16 @@ def test_config_is_what_was_passed_and_the_defaults() -> None:
     options["beta"] = 2.0
     assert model.config == {"dim": 4, "widths": [1, 2], "options": {"beta": 1.0}}
     assert copy.deepcopy(model).config == model.config
+
+
+def test_numpy_numbers_are_saved_as_plain_ones(path: Path) -> None:
+    options = {"beta": np.float32(0.5), "sizes": (np.int64(1), np.array(2)), "on": np.bool_(True)}
+    Reader(Codebook(options=options), size=np.int64(3)).save(path)
+    loaded = Reader.init_and_load(path)
+    assert loaded.config["size"] == 3
+    assert loaded.codebook.config["options"] == {"beta": 0.5, "sizes": [1, 2], "on": True}
+    with pytest.raises(TypeError, match=r"options\['many'\] of type ndarray"):
+        Codebook(options={"many": np.zeros(2)}).save(path)
 
 
 def test_half_a_model_loads_as_half(path: Path) -> None:

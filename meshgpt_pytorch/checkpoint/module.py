@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 from torch import Tensor
 from torch.nn import Module
 
@@ -288,6 +289,8 @@ class NotJson(NamedTuple):
 
 def to_plain(value: Any) -> Any:
     """Copy a constructor argument into plain JSON values; what does not fit becomes `NotJson`."""
+    if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+        value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, os.PathLike):
