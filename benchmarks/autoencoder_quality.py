@@ -51,8 +51,14 @@ def train_all(arguments: argparse.Namespace) -> None:
         }
         if known >= {*moments, minutes}:
             continue
+        if known:
+            # another training would differ, as time does
+            raise ValueError(
+                f"a training must be measured whole, got {sorted(known)} minutes of {identity} in "
+                f"{arguments.out}; take these lines out, or ask for these moments alone"
+            )
         _, measured = train_or_read(training, data, arguments, moments)
-        new = [{**identity, **each} for each in measured if each["minutes"] not in known]
+        new = [{**identity, **each} for each in measured]
         results.extend(new)
         for result in new:
             add_line(arguments.out, result)

@@ -94,6 +94,10 @@ def test_a_longer_training_is_measured_on_its_way(tmp_path: Path, monkeypatch):
     results = read_lines(out)
     assert [(result["minutes"], result["of"]) for result in results] == [(1e-5, 0.02), (0.02, 0.02)]
     assert results[0]["steps"] == 1 < results[1]["steps"]
+    monkeypatch.setattr(sys, "argv", [*command, "--also-after", "0.01"])
+    with pytest.raises(ValueError, match=r"must be measured whole, got \[1e-05, 0.02\] minutes"):
+        main()
+    monkeypatch.setattr(sys, "argv", [*command, "--also-after", "1e-5"])
     # the file is gone, the trained weights are not: they are not trained again
     out.unlink()
     weights = {path: path.stat().st_mtime_ns for path in models.iterdir()}
