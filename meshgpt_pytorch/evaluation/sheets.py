@@ -1,5 +1,6 @@
 """Contact sheets: a captioned grid of pictures in one PNG."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -99,11 +100,15 @@ def load_font(size: int) -> "FreeTypeFont":
 def shorten(text: str, font: "FreeTypeFont", width: int) -> str:
     """Cut a caption to one line that fits, with an ellipsis where something was left out."""
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    # more does not fit: no character is narrower than a pixel
+    start = text[: width + 1]
+    if start == text and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    lengths = range(len(start))
+    fitting = bisect_right(
+        lengths, float(width), key=lambda end: font.getlength(start[:end] + "...")
+    )
+    return start[: max(0, fitting - 1)].rstrip() + "..."
 
 
 def check_rows(

@@ -5,14 +5,31 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from meshgpt_pytorch.prepare.options import Captions
 from meshgpt_pytorch.prepare.sources import MeshSource, read_beside
 
-__all__ = ["check_captions", "label_sources", "words_of_name"]
+__all__ = [
+    "MAX_LABEL_CHARACTERS",
+    "SourceLabels",
+    "check_captions",
+    "label_sources",
+    "words_of_name",
+]
 
 Labels = dict[str, str]
 FILE_COLUMNS = ("file", "path", "name", "key")
+
+# a data set keeps the texts of all meshes at the width of the longest
+MAX_LABEL_CHARACTERS = 2_000
+
+
+class SourceLabels(NamedTuple):
+    """Labels by key of the mesh, and the keys of the meshes of which a label was cut."""
+
+    by_key: dict[str, Labels]
+    cut: set[str]
 
 
 def check_captions(captions: Captions, captions_file: Path | None) -> None:
@@ -33,7 +50,7 @@ def check_captions(captions: Captions, captions_file: Path | None) -> None:
 
 def label_sources(
     sources: list[MeshSource], captions: Captions, captions_file: Path | None
-) -> dict[str, Labels]:
+) -> SourceLabels:
     """Collect the labels of each mesh: name, caption, and what a catalogue or table adds.
 
     Args:
@@ -44,7 +61,8 @@ def label_sources(
         captions_file: the table.
 
     Returns:
-        labels by key; a mesh without a caption of the kind asked for has none.
+        labels, of at most `MAX_LABEL_CHARACTERS` each; a mesh without a caption of the kind asked
+        for has none.
 
     Raises:
         ValueError: the table cannot be read.
@@ -52,7 +70,7 @@ def label_sources(
     """
     check_captions(captions, captions_file)
     table = {} if captions_file is None else read_table(captions_file)
-    labels = {}
+    labels, cut = dict[str, Labels](), set[str]()
     for source in sources:
         stem = words_of_name(source.path.stem)
         mine = {"name": stem, **source.labels}
@@ -66,8 +84,10 @@ def label_sources(
             mine.update(read_sidecar(source))
         else:
             mine.update(find_row(table, source))
-        labels[source.key] = {key: text for key, text in mine.items() if text}
-    return labels
+        labels[source.key] = {k: text[:MAX_LABEL_CHARACTERS] for k, text in mine.items() if text}
+        if any(len(text) > MAX_LABEL_CHARACTERS for text in mine.values()):
+            cut.add(source.key)
+    return SourceLabels(labels, cut)
 
 
 def words_of_name(name: str) -> str:

@@ -125,7 +125,7 @@ def prepare_meshes(
     sources = [each for each in find_sources(source) if not is_below(each, target)]
     if not sources:
         raise ValueError(f"found no mesh files in {source}; see prepare_meshes for their formats")
-    labels = label_sources(sources, captions, table)
+    labels, cut = label_sources(sources, captions, table)
     check_writable(target)
 
     results = ResultFolder(target / RESULTS)
@@ -149,6 +149,7 @@ def prepare_meshes(
         missing_captions=tuple(
             record.key for record in finest if "caption" not in labels[record.key]
         ),
+        cut_labels=tuple(record.key for record in finest if record.key in cut),
         seconds=round(time.perf_counter() - begin, 1),
     )
     write_text(target / "report.json", report.to_json())

@@ -14,7 +14,7 @@ from meshgpt_pytorch.prepare.results import MeshRecord
 __all__ = ["PrepareReport"]
 
 HISTOGRAM_EDGES = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 10_000, 100_000)
-LISTED_GROUPS = 50
+LISTED = 50
 BAR = 40
 
 
@@ -30,6 +30,7 @@ class PrepareReport:
             level; those with the outcome "kept" are the meshes of the data set, in the same order.
         duplicate_groups: keys of kept meshes that look alike.
         missing_captions: keys of kept meshes without a caption of the kind asked for.
+        cut_labels: keys of kept meshes with a caption or another label too long to be kept whole.
         seconds: that it all took.
     """
 
@@ -39,6 +40,7 @@ class PrepareReport:
     records: tuple[MeshRecord, ...]
     duplicate_groups: tuple[tuple[str, ...], ...]
     missing_captions: tuple[str, ...]
+    cut_labels: tuple[str, ...]
     seconds: float
 
     @property
@@ -78,10 +80,9 @@ class PrepareReport:
             *self.distance_lines(),
             *self.inspection_lines(),
             *self.duplicate_lines(),
+            *named_lines("Without a caption", self.missing_captions),
+            *named_lines("With a label too long, which was cut", self.cut_labels),
         ]
-        if self.missing_captions:
-            lines += ["", f"Without a caption: {len(self.missing_captions)} meshes"]
-            lines += [f"  {key}" for key in self.missing_captions[:LISTED_GROUPS]]
         if self.rejected:
             lines += ["", "Left out, and why"]
             lines += [f"  {each.key}: {each.outcome}: {each.reason}" for each in self.rejected]
@@ -155,9 +156,9 @@ class PrepareReport:
             f"Near duplicates: {len(groups)} groups, {sum(sizes)} meshes, "
             f"{max(sizes)} in the largest",
         ]
-        lines += [f"  {', '.join(group)}" for group in groups[:LISTED_GROUPS]]
-        if len(groups) > LISTED_GROUPS:
-            lines.append(f"  and {len(groups) - LISTED_GROUPS} more groups, in report.json")
+        lines += [f"  {', '.join(group)}" for group in groups[:LISTED]]
+        if len(groups) > LISTED:
+            lines.append(f"  and {len(groups) - LISTED} more groups, in report.json")
         return lines
 
     def to_json(self) -> str:
@@ -172,10 +173,18 @@ class PrepareReport:
         del values["outcomes"]
         values["records"] = tuple(MeshRecord(**record) for record in values["records"])
         values["duplicate_groups"] = tuple(map(tuple, values["duplicate_groups"]))
-        values["missing_captions"] = tuple(values["missing_captions"])
+        for name in ("missing_captions", "cut_labels"):
+            values[name] = tuple(values[name])
         return cls(**values)
 
 
 def names_of_groups(groups: Sequence[Sequence[int]], keys: Sequence[str]) -> tuple:
     """Name the meshes of each group."""
     return tuple(tuple(keys[index] for index in group) for group in groups)
+
+
+def named_lines(title: str, keys: Sequence[str]) -> list[str]:
+    """Count meshes, if there are any, and name the first of them."""
+    if not keys:
+        return []
+    return ["", f"{title}: {len(keys)} meshes", *(f"  {key}" for key in keys[:LISTED])]

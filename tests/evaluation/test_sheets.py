@@ -94,6 +94,29 @@ def test_long_captions_are_cut_with_an_ellipsis():
     assert shorten(text, font, 1) == "..."
 
 
+class CountingFont:
+    """A font that counts the characters it measures."""
+
+    def __init__(self, font):
+        self.font, self.num_measured = font, 0
+
+    def getlength(self, text):
+        self.num_measured += len(text)
+        return self.font.getlength(text)
+
+
+def test_a_caption_of_any_length_is_cut_where_it_must_be_and_measured_little():
+    font = load_font(14)
+    for text in ("a chair with a very tall back " * 100, "i" * 3000, "WAVE To. " * 300):
+        for width in (1, 30, 77, 300):
+            end = len(text)
+            while end and font.getlength(text[:end] + "...") > width:
+                end -= 1
+            counting = CountingFont(font)
+            assert shorten(text, counting, width) == text[:end].rstrip() + "..."
+            assert counting.num_measured <= (width + 4) * (2 + width.bit_length())
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

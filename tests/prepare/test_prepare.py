@@ -14,6 +14,7 @@ from meshgpt_pytorch import MeshDataset, canonicalize_mesh, prepare_meshes, save
 from meshgpt_pytorch.cli import main
 from meshgpt_pytorch.mesh import Mesh, surface_distance
 from meshgpt_pytorch.prepare import PrepareReport, single
+from meshgpt_pytorch.prepare.captions import MAX_LABEL_CHARACTERS
 from tests.helpers import box_mesh, pyramid_mesh, tetrahedron_mesh
 
 SETTINGS = {"num_workers": 0, "progress": False}
@@ -312,6 +313,32 @@ def test_a_bomb_in_an_archive_is_not_unpacked(tmp_path):
 def test_captions_from_folders_and_catalogues(models, tmp_path, captions, expected):
     prepare_meshes(models, tmp_path / "out", captions=captions, **SETTINGS)
     assert [item["texts"] for item in MeshDataset(tmp_path / "out")] == expected
+
+
+@pytest.mark.parametrize("captions", ["sidecar", "csv", "catalogue"])
+def test_labels_too_long_are_cut_and_told(tmp_path, captions):
+    obj = save_mesh(box_mesh(), tmp_path / "box.obj").read_bytes()
+    text = "a box " * 1000
+    catalogue = f"name#1={text}\nmodel#1=/long.obj\nname#2=box\nmodel#2=/short.obj\n"
+    path = tmp_path / "models" / "all.sh3f"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        if captions == "catalogue":
+            archive.writestr("PluginFurnitureCatalog.properties", catalogue)
+        for name, caption in (("long", text), ("short", "box")):
+            archive.writestr(f"{name}.obj", obj)
+            archive.writestr(f"{name}.txt", caption)
+    table = tmp_path / "table.csv" if captions == "csv" else None
+    if table is not None:
+        table.write_text(f"file,caption\nlong.obj,{text}\nshort.obj,box\n")
+    options = {"captions": captions, "captions_file": table, **SETTINGS}
+    report = prepare_meshes(path.parent, tmp_path / "out", **options)
+    assert report.cut_labels == ("all.sh3f/long.obj",)
+    assert "With a label too long, which was cut: 1 meshes\n  all.sh3f/long" in report.page()
+    texts = MeshDataset(tmp_path / "out").labels["caption"].tolist()
+    assert texts == [text[:MAX_LABEL_CHARACTERS], "box"]
+    saved = (tmp_path / "out" / "report.json").read_text()
+    assert PrepareReport.from_json(saved) == report
 
 
 def test_captions_from_sidecars_and_tables(models, tmp_path):

@@ -131,7 +131,7 @@ def test_sidecars_larger_than_a_text_are_left_alone(tmp_path, monkeypatch):
     save_mesh(box_mesh(), tmp_path / "box.obj")
     (tmp_path / "box.txt").write_text("a small text that is too large")
     sources = find_sources(tmp_path)
-    assert "caption" not in label_sources(sources, "sidecar", None)["box.obj"]
+    assert "caption" not in label_sources(sources, "sidecar", None).by_key["box.obj"]
     packed = tmp_path / "all.zip"
     packed.write_bytes(archive_bytes({"box.obj": b"", "box.txt": b"a box, a box"}))
     source = replace(sources[0], file=str(packed), member="box.obj")
