@@ -116,10 +116,12 @@ class MeshGeneration(CodeModel, MeshCodes):
 
         Raises:
             ValueError: a prompt that is too long, padded or not of this codebook; texts missing,
-                twice given or of another batch size; a temperature below 0; a limit that the model
-                does not have; guidance below 1; a precision, or CUDA graphs, that the device or the
-                options of the decoders do not have; CUDA graphs with a filter of the caller.
-            RuntimeError: int8 where torch has no kernels for it.
+                twice given or of another batch size; a temperature below 0; options that ``top_k``
+                does not have, or that keep nothing; a limit that the model does not have; guidance
+                below 1; a precision, or CUDA graphs, that the device or the options of the decoders
+                do not have; CUDA graphs with a filter of the caller.
+            RuntimeError: logits that are not finite, as broken weights make them; int8 where torch
+                has no kernels for it.
         """
         sampling = Sampling(filter_logits_fn, filter_kwargs, float(temperature), generator)
         precision = Precision(dtype, quantize)

@@ -9,6 +9,7 @@ time) equals sampling without (all positions).
 
 from collections.abc import Callable, Mapping
 from functools import cache, wraps
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -83,11 +84,13 @@ def check_guidance(
     """Refuse settings of guidance that have no meaning.
 
     Raises:
-        ValueError: cond_scale below 1, or not 1 in training mode; a fraction outside 0 to 1.
+        ValueError: cond_scale below 1, infinite, or not 1 in training mode; a fraction outside
+            0 to 1.
     """
-    if not cond_scale >= 1:
+    if not 1 <= cond_scale < inf:
         raise ValueError(
-            f"cond_scale must be at least 1, got {cond_scale}; pass cond_scale=1. for no guidance"
+            f"cond_scale must be at least 1, and finite, got {cond_scale}; pass cond_scale=1. for "
+            "no guidance"
         )
     if cond_scale != 1 and model.training:
         raise ValueError(
@@ -135,7 +138,8 @@ def guided_logits(
         stays what it was.
 
     Raises:
-        ValueError: cond_scale below 1, or not 1 in training mode; a fraction outside 0 to 1.
+        ValueError: cond_scale below 1, infinite, or not 1 in training mode; a fraction outside
+            0 to 1.
     """
     check_guidance(model, cond_scale, rescale_phi, keep_parallel_frac)
     text_inputs, null_inputs = dict(inputs), dict(inputs)

@@ -3,12 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, inf
+from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from x_transformers.autoregressive_wrapper import top_k
+
+from meshgpt_pytorch.mesh import holds
+
+# what a temperature above 0 is at least: less is 0 to float32, by which nothing can be divided
+LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Sampling:
                 f"temperature must be 0 or more, and finite, got {self.temperature}; 0 takes the "
                 "likeliest code"
             )
+        if self.filter_logits_fn is top_k:
+            check_top_k(self.filter_kwargs)
 
     @property
     def takes_each_row_alone(self) -> bool:
@@ -38,13 +46,25 @@ class Sampling:
         return self.filter_logits_fn is top_k
 
     def draw(self, logits: Float[Tensor, "b c"]) -> Int[Tensor, " b"]:
-        """Draw an id for each row."""
+        """Draw an id for each row.
+
+        Raises:
+            RuntimeError: a row without a finite highest logit (on an accelerator: an assertion of
+                the device).
+        """
         if self.filter_logits_fn is not top_k:
             logits = self.filter_logits_fn(logits, **self.filter_kwargs)
-            return logits.argmax(dim=-1) if self.temperature == 0 else self._draw_any(logits)
+        # nan counts as the highest
+        if not holds(logits.amax(dim=-1).isfinite().all(), "logits must be finite"):
+            raise RuntimeError(
+                "logits must be finite, got nan or infinite ones: weights of the model are broken, "
+                "or filter_logits_fn leaves nothing; load weights that are finite"
+            )
         if self.temperature == 0:
             # the likeliest is always among those kept
             return logits.argmax(dim=-1)
+        if self.filter_logits_fn is not top_k:
+            return self._draw_any(logits)
         kept, ids = keep_highest(logits, **self.filter_kwargs)
         return ids.gather(1, self._draw_any(kept)[:, None])[:, 0]
 
@@ -53,13 +73,33 @@ class Sampling:
         # the highest logit is moved to 0, lest a low temperature make it infinite
         logits = logits - logits.amax(dim=-1, keepdim=True)
         # in double precision on the CPU, where it is cheap, so that the unlikely keep their share
-        sums = (logits / self.temperature).softmax(dim=-1).cumsum(dim=-1)
+        temperature = max(self.temperature, LEAST_TEMPERATURE)
+        sums = (logits / temperature).softmax(dim=-1).cumsum(dim=-1)
         uniform = torch.rand(
             (len(sums), 1), generator=self.generator, dtype=sums.dtype, device=sums.device
         )
         # in (0, sum]: the place found has a probability above 0, however sums are rounded
         threshold = (1 - uniform) * sums[:, -1:]
         return torch.searchsorted(sums, threshold)[:, 0]
+
+
+def check_top_k(filter_kwargs: Mapping[str, Any]) -> None:
+    """Refuse options that ``top_k`` does not have, or with which it keeps nothing.
+
+    Raises:
+        ValueError: another option than k or frac_num_tokens; a k below 1; a share of 0 or less.
+    """
+    unknown = sorted(filter_kwargs.keys() - {"k", "frac_num_tokens"})
+    if unknown:
+        raise ValueError(
+            f"filter_kwargs of top_k must be k or frac_num_tokens, got {unknown}; pass the filter "
+            "that has them as filter_logits_fn"
+        )
+    k, share = filter_kwargs.get("k"), filter_kwargs.get("frac_num_tokens", 1.0)
+    if k is not None and not (isinstance(k, Integral) and int(k) >= 1):
+        raise ValueError(f"k must be a whole number of at least 1, got {k}; 1 takes the likeliest")
+    if not 0 < share < inf:
+        raise ValueError(f"frac_num_tokens must be above 0, and finite, got {share}; 1. keeps all")
 
 
 def keep_highest(

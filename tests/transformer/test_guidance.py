@@ -143,8 +143,12 @@ def test_guidance_lets_gradients_through(model, codes):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"cond_scale": 0.5}, "cond_scale must be at least 1, got 0.5; pass cond_scale=1."),
-        ({"cond_scale": float("nan")}, "cond_scale must be at least 1, got nan"),
+        (
+            {"cond_scale": 0.5},
+            "cond_scale must be at least 1, and finite, got 0.5; pass cond_scale=1.",
+        ),
+        ({"cond_scale": float("inf")}, "cond_scale must be at least 1, and finite, got inf"),
+        ({"cond_scale": float("nan")}, "cond_scale must be at least 1, and finite, got nan"),
         ({"rescale_phi": 1.5}, "rescale_phi must be from 0 to 1, got 1.5; 0. switches it off"),
         ({"keep_parallel_frac": -1}, "keep_parallel_frac must be from 0 to 1, got -1"),
     ],

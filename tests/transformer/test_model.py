@@ -432,7 +432,7 @@ def test_texts_are_refused_by_a_model_without(model):
 
 def test_guidance_without_meaning_is_refused(model):
     codes = random_codes(model, 2)
-    with pytest.raises(ValueError, match=r"cond_scale must be at least 1, got 0\.5"):
+    with pytest.raises(ValueError, match=r"cond_scale must be at least 1, and finite, got 0\.5"):
         model(codes=codes, return_loss=False, append_eos=False, cond_scale=0.5)
     model.train()
     with pytest.raises(ValueError, match="cond_scale must be 1 in training mode, got 2"):
