@@ -1,7 +1,7 @@
 """Which meshes there are in a folder, a file or an archive, and the bytes of each."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +32,7 @@ UNREADABLE_SUFFIXES = frozenset(
     {".3ds", ".3dm", ".abc", ".blend", ".c4d", ".fbx", ".iges", ".igs", ".lwo", ".ma", ".max"}
     | {".mb", ".skp", ".step", ".stp", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d"}
 )
+UNREADABLE_MEMBERS = UNREADABLE_SUFFIXES | {*ARCHIVE_SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class MeshSource:
     @property
     def problem_kind(self) -> str:
         """The outcome that the problem leads to."""
-        unread = self.path.suffix.lower() in UNREADABLE_SUFFIXES
-        return "unsupported" if unread else "unreadable"
+        known = UNREADABLE_SUFFIXES if self.member is None else UNREADABLE_MEMBERS
+        return "unsupported" if self.path.suffix.lower() in known else "unreadable"
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "MeshSource":
@@ -84,16 +85,12 @@ def find_sources(root: Path) -> list[MeshSource]:
     if not root.exists():
         raise FileNotFoundError(f"no folder of meshes at {root}")
     base = root if root.is_dir() else root.parent
-    hidden_by: list[OSError] = []
-    files = sorted(walk(root, hidden_by.append)) if root.is_dir() else [root]
+    unread: dict[Path, str] = {}
+    files = sorted(walk(root, unread)) if root.is_dir() else [root]
     sources = [source for file in files for source in sources_of(file, base)]
     sources += [
-        MeshSource(
-            f"{Path(error.filename).relative_to(base).as_posix()}/",
-            error.filename,
-            problem=f"cannot list the folder: {error.strerror}",
-        )
-        for error in hidden_by
+        MeshSource(f"{folder.relative_to(base).as_posix()}/", str(folder), problem=problem)
+        for folder, problem in unread.items()
     ]
     sources.sort(key=lambda source: source.key)
 
@@ -107,10 +104,18 @@ def find_sources(root: Path) -> list[MeshSource]:
     return unique
 
 
-def walk(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the files below a folder, but for hidden ones; tell of folders that do not open."""
-    for parent, folders, names in os.walk(folder, onerror=on_error):
+def walk(folder: Path, unread: dict[Path, str]) -> Iterator[Path]:
+    """Yield the files below a folder, but for hidden ones; tell of folders that are not read."""
+
+    def tell(error: OSError) -> None:
+        unread[Path(error.filename)] = f"cannot list the folder: {error.strerror}"
+
+    for parent, folders, names in os.walk(folder, onerror=tell):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in folders):
+            # it can lead back to where it lies
+            if path.is_symlink():
+                unread[path] = "it is a link to a folder, which is not followed; pass that folder"
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
@@ -128,14 +133,22 @@ def sources_of(file: Path, base: Path) -> list[MeshSource]:
             # damaged archives fail in every way there is
             cause = str(error) or type(error).__name__
             return [MeshSource(key, str(file), problem=f"cannot open the archive: {cause}")]
+    if suffix in (*MESH_SUFFIXES, *UNREADABLE_SUFFIXES):
+        return [MeshSource(key, str(file), problem=format_problem(suffix))]
+    return []
+
+
+def format_problem(suffix: str) -> str | None:
+    """Say what to do with a file that is not read for its format; None if it is read."""
+    if suffix in ARCHIVE_SUFFIXES:
+        return "archives in archives are not read; unpack it"
     if suffix in UNREADABLE_SUFFIXES:
-        remedy = f"{suffix} files are not read; export it as .glb or .obj"
-        return [MeshSource(key, str(file), problem=remedy)]
-    return [MeshSource(key, str(file))] if suffix in MESH_SUFFIXES else []
+        return f"{suffix} files are not read; export it as .glb or .obj"
+    return None
 
 
 def archive_sources(file: Path, key: str) -> list[MeshSource]:
-    """List the meshes of an archive: those of its catalogue, or else all."""
+    """List the meshes of an archive, read or not: those of its catalogue, or else all."""
     with ZipFile(file) as archive:
         names = [info.filename for info in archive.infolist() if not info.is_dir()]
         if CATALOGUE_NAME in names:
@@ -146,7 +159,7 @@ def archive_sources(file: Path, key: str) -> list[MeshSource]:
                     model.path,
                     model.rotation,
                     model.labels,
-                    model.problem
+                    model.problem or format_problem(PurePosixPath(model.path).suffix.lower())
                     if model.path in names
                     else "its catalogue names it, and it is not there",
                 )
@@ -154,13 +167,15 @@ def archive_sources(file: Path, key: str) -> list[MeshSource]:
                     read_member(archive, CATALOGUE_NAME, MAX_CATALOGUE_BYTES)
                 )
             ]
-    meshes = [name for name in names if PurePosixPath(name).suffix.lower() in MESH_SUFFIXES]
-    hidden = ("__MACOSX/", ".")
-    return [
-        MeshSource(f"{key}/{name}", str(file), name)
-        for name in sorted(meshes)
-        if not name.startswith(hidden) and not PurePosixPath(name).name.startswith(".")
-    ]
+    sources = []
+    for name in sorted(names):
+        path = PurePosixPath(name)
+        is_hidden = name.startswith(("__MACOSX/", ".")) or path.name.startswith(".")
+        suffix = path.suffix.lower()
+        if suffix in (*MESH_SUFFIXES, *UNREADABLE_MEMBERS) and not is_hidden:
+            problem = format_problem(suffix)
+            sources.append(MeshSource(f"{key}/{name}", str(file), name, problem=problem))
+    return sources
 
 
 def copy_source(source: MeshSource, folder: Path, max_bytes: int) -> Path:

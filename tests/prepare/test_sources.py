@@ -108,6 +108,52 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     ]
 
 
+def test_a_link_to_a_folder_is_named_and_not_followed(tmp_path):
+    models = tmp_path / "models"
+    save_mesh(box_mesh(), models / "box.obj")
+    save_mesh(box_mesh(), tmp_path / "other" / "box.obj")
+    (models / "linked").symlink_to(tmp_path / "other")
+    (models / "around").symlink_to(models)
+    (models / ".hidden").symlink_to(tmp_path / "other")
+    report = prepare_meshes(models, tmp_path / "out", **SETTINGS)
+    assert [record.key for record in report.kept] == ["box.obj"]
+    for key in ("around/", "linked/"):
+        assert f"{key}: unreadable: it is a link to a folder, which is not" in report.page()
+    assert len(report.rejected) == 2
+    # what is asked for by a link is read
+    assert [source.key for source in find_sources(models / "linked")] == ["box.obj"]
+
+
+def test_what_is_not_read_in_an_archive_is_named(tmp_path):
+    obj = save_mesh(box_mesh(), tmp_path / "box.obj").read_bytes()
+    members = {
+        "box.obj": obj,
+        "a/scene.FBX": b"Kaydara",
+        "inner.zip": archive_bytes({"b.obj": obj}),
+    }
+    unnamed = {"read.me": b"", "picture.png": b"", "__MACOSX/scene.fbx": b"", "a/.b.blend": b""}
+    path = tmp_path / "models" / "all.zip"
+    path.parent.mkdir()
+    path.write_bytes(archive_bytes({**members, **unnamed}))
+    report = prepare_meshes(path.parent, tmp_path / "out", **SETTINGS)
+    assert {record.key: (record.outcome, record.reason) for record in report.records} == {
+        "all.zip/a/scene.FBX": (
+            "unsupported",
+            ".fbx files are not read; export it as .glb or .obj",
+        ),
+        "all.zip/box.obj": ("kept", ""),
+        "all.zip/inner.zip": ("unsupported", "archives in archives are not read; unpack it"),
+    }
+
+
+def test_a_model_of_a_catalogue_in_another_format_is_unsupported(tmp_path):
+    path = tmp_path / "library.sh3f"
+    path.write_bytes(archive_bytes({CATALOGUE: b"model#1=/box.3ds\n", "box.3ds": b"MM"}))
+    [source] = find_sources(path)
+    assert source.problem_kind == "unsupported"
+    assert source.problem == ".3ds files are not read; export it as .glb or .obj"
+
+
 def test_names_that_are_no_text_are_told_in_the_report(tmp_path):
     models = tmp_path / "models"
     save_mesh(box_mesh(), models / "box.obj")
