@@ -21,19 +21,24 @@ class PixelNormSiLU(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "b nf d"], mask: Bool[Tensor, "b nf 1"]
     ) -> Float[Tensor, "b nf d"]:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        dtype = norm.dtype
+        # a face's scale and slope are beyond the range of half precision
+        norm = norm.to(torch.promote_types(dtype, torch.float32))
         scale = sqrt(x.shape[-1]) / norm.clamp(min=LEAST_NORM) * mask
         # a norm at its bound is no function of x
         slope = (scale / norm.square()).masked_fill(norm < LEAST_NORM, 0.0)
         ctx.save_for_backward(x, scale, slope)
-        return F.silu(x * scale, inplace=True)
+        return F.silu(x * scale, inplace=True).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Float[Tensor, "b nf d"]) -> tuple[Tensor, None]:
         x, scale, slope = ctx.saved_tensors
-        grad_normed = torch.ops.aten.silu_backward(grad_output, x * scale)
+        dtype, x = x.dtype, x.to(scale.dtype)
+        grad_normed = torch.ops.aten.silu_backward(grad_output.to(scale.dtype), x * scale)
         along_x = (grad_normed * x).sum(dim=-1, keepdim=True)
-        return (grad_normed.mul_(scale)).addcmul_(x, along_x * slope, value=-1), None
+        grad_x = (grad_normed.mul_(scale)).addcmul_(x, along_x * slope, value=-1)
+        return grad_x.to(dtype), None
 
 
 def pixel_norm_silu(

@@ -72,6 +72,25 @@ def test_the_gradient_of_pixel_norm_silu_is_that_of_differences():
     assert torch.autograd.gradcheck(lambda x: pixel_norm_silu(x, mask), (x,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", [0.03, 1.0, 400.0])
+def test_pixel_norm_silu_in_half_precision_is_close(dtype, norm):
+    weight = torch.randn(2, 8, 128).to(dtype)
+    x = (torch.nn.functional.normalize(torch.randn(2, 8, 128), dim=-1) * norm).to(dtype)
+    # gradients that half precision can hold
+    weight *= min(norm, 1.0)
+    x[0, 5:] = 0.0
+    results = []
+    for each in (dtype, torch.float64):
+        each_x = x.to(each, copy=True).requires_grad_()
+        y = pixel_norm_silu(each_x, masked())
+        (y * weight).sum().backward()
+        results.append((y.detach().double(), each_x.grad.double()))
+    error = 4 * torch.finfo(dtype).eps
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < error * expected.norm()
+
+
 def test_pixel_norm_of_nothing_is_nothing():
     x = torch.zeros(1, 2, 4, requires_grad=True)
     y = pixel_norm_silu(x, all_faces(1, 2))
