@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -19,10 +19,16 @@ __all__ = [
 ]
 
 Labels = dict[str, str]
+
+# what `prepare_meshes` itself says of each mesh
+OWN_LABELS = ("key", "group", "max_faces", "method", "hausdorff", "chamfer", "faces_original")
 FILE_COLUMNS = ("file", "path", "name", "key")
 
 # a data set keeps the texts of all meshes at the width of the longest
 MAX_LABEL_CHARACTERS = 2_000
+
+# each label is a file of its name
+MAX_NAME_CHARACTERS = 50
 
 
 class SourceLabels(NamedTuple):
@@ -121,13 +127,40 @@ def read_sidecar(source: MeshSource) -> Labels:
 
 def label_values(values: Mapping[str, object]) -> Labels:
     """Keep what can be a label; a list of words becomes one text."""
-    labels = {}
+    labels, names = {}, label_names(values)
     for name, value in values.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
-        if name.isidentifier() and isinstance(value, str | int | float):
-            labels["caption" if name in ("text", "texts") else name] = str(value)
+        if isinstance(value, str | int | float):
+            labels["caption" if name in ("text", "texts") else names[name]] = str(value)
     return labels
+
+
+def label_names(columns: Iterable[str]) -> Labels:
+    """Name the label of each column: its own name where that can be one, no two the same."""
+    columns = list(columns)
+    fitting = [name for name in columns if name == identifier(name) and name not in OWN_LABELS]
+    names = {name: name for name in fitting}
+    taken = dict.fromkeys((*OWN_LABELS, *fitting), 1)
+    for column in columns:
+        if column in names:
+            continue
+        name = wanted = identifier(column)
+        while name in taken:
+            taken[wanted] += 1
+            name = f"{wanted}_{taken[wanted]}"
+        taken[name] = 1
+        names[column] = name
+    return names
+
+
+def identifier(name: str) -> str:
+    """Make an identifier of any name: "Creator Name" is creator_name."""
+    if not name.isidentifier():
+        spaced = "".join(c if f"_{c}".isidentifier() else " " for c in name.lower())
+        name = "_".join(spaced.split())
+    name = name if name.isidentifier() else f"label_{name}".rstrip("_")
+    return name[:MAX_NAME_CHARACTERS]
 
 
 def read_table(path: Path) -> dict[str, Labels]:

@@ -363,6 +363,34 @@ def test_captions_from_sidecars_and_tables(models, tmp_path):
         prepare_meshes(models, tmp_path / "out", captions="csv", captions_file=table, **SETTINGS)
 
 
+@pytest.mark.parametrize("captions", ["sidecar", "csv"])
+def test_columns_of_any_name_become_labels(tmp_path, captions):
+    save_mesh(box_mesh(), tmp_path / "models" / "box.obj")
+    columns = {
+        "caption": "a box",
+        "Creator Name": "one",
+        "creator_name": "two",
+        "creator-name": "three",
+        "class-id": "4",
+        "Größe (cm)": "5",
+        "3d": "6",
+        "%": "7",
+        "group": "8",
+        "w" * 300: "9",
+    }
+    (tmp_path / "models" / "box.json").write_text(json.dumps(columns))
+    table = tmp_path / "table.csv" if captions == "csv" else None
+    if table is not None:
+        table.write_text(f"file,{','.join(columns)}\nbox,{','.join(columns.values())}\n")
+    options = {"captions": captions, "captions_file": table, **SETTINGS}
+    prepare_meshes(tmp_path / "models", tmp_path / "out", **options)
+    labels = MeshDataset(tmp_path / "out").labels
+    names = ["caption", "creator_name_2", "creator_name", "creator_name_3", "class_id", "größe_cm"]
+    names += ["label_3d", "label", "group_2", "w" * 50]
+    assert [labels[name][0] for name in names] == list(columns.values())
+    assert labels["group"][0] == 0, "its own"
+
+
 def test_look_alikes_share_a_group(tmp_path):
     models = tmp_path / "models"
     save_mesh(box_mesh(), models / "a.obj")
