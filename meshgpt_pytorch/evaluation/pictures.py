@@ -3,13 +3,12 @@
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from meshgpt_pytorch.evaluation.camera import aim_camera
 from meshgpt_pytorch.evaluation.rasterizer import rasterize
 from meshgpt_pytorch.evaluation.shading import INK, Color, ink, shade, split_into_triangles
-from meshgpt_pytorch.mesh import Mesh
+from meshgpt_pytorch.mesh import Mesh, check_mesh
 from meshgpt_pytorch.typing import typecheck
 
 __all__ = ["BLUE", "PAPER", "Bounds", "Color", "Image", "mesh_bounds", "render_mesh"]
@@ -24,34 +23,11 @@ SUPERSAMPLING = 3
 LINE_WIDTH_PER_PIXEL = 1 / 260  # of the picture's side; never under one pixel
 
 
-def check_mesh(mesh: Mesh) -> None:
-    """Check that each face has three or four corners, which exist and are finite."""
-    vertices, faces = mesh
-    if faces.numel() == 0:
-        return
-    if faces.ndim != 2 or faces.shape[1] not in (3, 4):
-        raise ValueError(
-            f"faces must have shape (nf, 3) or (nf, 4), got {tuple(faces.shape)}; "
-            "render the meshes of a batch one by one"
-        )
-    lowest, highest = int(faces.min()), int(faces.max())
-    if lowest < 0 or highest >= len(vertices):
-        raise ValueError(
-            f"face indices must be in [0, {len(vertices)}), got {lowest} to {highest}; "
-            "drop padded faces before rendering"
-        )
-    if not bool(torch.isfinite(vertices).all()):
-        raise ValueError(
-            "vertices must be finite, got nan or infinity; "
-            "make the mesh with faces_to_mesh, which drops padded faces"
-        )
-
-
 def mesh_bounds(mesh: Mesh) -> Bounds | None:
     """Return the smallest and the largest corner of the vertices in use, None without faces."""
     if mesh.faces.numel() == 0:
         return None
-    points = mesh.vertices[mesh.faces.flatten().unique().long()].double().cpu().numpy()
+    points = mesh.vertices[mesh.faces.long().unique()].double().cpu().numpy()
     return points.min(axis=0), points.max(axis=0)
 
 
@@ -103,7 +79,8 @@ def render_mesh(
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if not 0 <= field_of_view <= 120:
         raise ValueError(f"field_of_view must be 0 to 120 degrees, got {field_of_view}")
-    check_mesh(mesh)
+    if mesh.faces.numel() > 0:
+        check_mesh(mesh)
     own_bounds = mesh_bounds(mesh)
     if own_bounds is None:
         return np.full((size, size, 3), background, dtype=np.uint8)

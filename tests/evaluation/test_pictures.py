@@ -162,6 +162,13 @@ def test_a_mesh_outside_the_bounds_is_still_in_the_picture():
     assert not picture[-1].any() and not picture[:, -1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16])
+def test_indices_of_any_type_give_the_same_picture(dtype):
+    mesh = pyramid_mesh()
+    picture = render_mesh(Mesh(mesh.vertices, mesh.faces.to(dtype)), size=32)
+    assert np.array_equal(picture, render_mesh(mesh, size=32))
+
+
 def test_bounds_fill_the_picture():
     small = Mesh(pyramid_mesh().vertices * 0.1, pyramid_mesh().faces)
     points = small.vertices.double().numpy()
@@ -176,13 +183,13 @@ def test_bounds_fill_the_picture():
         (pyramid_mesh(), {"size": 0}, "size must be at least 1 pixel, got 0"),
         (pyramid_mesh(), {"field_of_view": -1}, "field_of_view must be 0 to 120 degrees, got -1"),
         (pyramid_mesh(), {"field_of_view": 180}, "field_of_view must be 0 to 120"),
-        (Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 3]])), {}, r"in \[0, 3\), got 0 to 3"),
-        (Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, -1]])), {}, "drop padded faces"),
+        (Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 3]])), {}, "from 0 to 2, got 0 to 3"),
+        (Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, -1]])), {}, "remove padding with"),
         (Mesh(torch.full((3, 3), math.nan), torch.tensor([[0, 1, 2]])), {}, "must be finite"),
         (
             Mesh(torch.zeros(3, 3), torch.tensor([[0, 1]])),
             {},
-            r"\(nf, 3\) or \(nf, 4\), got \(1, 2",
+            r"\(nf, 3\) or \(nf, 4\), got shape \(1, 2",
         ),
     ],
 )
