@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from meshgpt_pytorch.checkpoint.errors import CheckpointError
 
@@ -18,7 +19,9 @@ def read_pickled_tensors(path: Path) -> Any:
             OSError, RuntimeError, UnpicklingError, EOFError.
     """
     check_size(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    check_tensors(value, path)
+    return value
 
 
 def check_size(path: Path) -> None:
@@ -33,3 +36,25 @@ def check_size(path: Path) -> None:
             f"{path} must hold what torch.save wrote, which is not compressed, got "
             f"{path.stat().st_size} bytes that unpack to {size}; ask for a copy made by torch.save"
         )
+
+
+def check_tensors(value: Any, path: Path) -> None:
+    """Refuse tensors with more numbers than their memory holds, such as repeated ones."""
+    parts, seen = [value], set()
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            parts += [*part.keys(), *part.values()]
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            parts += part
+        elif isinstance(part, Tensor):
+            is_plain = part.layout == torch.strided and part.device.type == "cpu"
+            size = part.numel() * part.element_size()
+            if not is_plain or size > part.untyped_storage().nbytes():
+                raise CheckpointError(
+                    f"tensors in {path} must be stored whole, got one of shape "
+                    f"{tuple(part.shape)} that is not; ask for a copy made of tensor.contiguous()"
+                )

@@ -23,6 +23,7 @@ from meshgpt_pytorch.checkpoint.pickled_tensors import read_pickled_tensors
 UNTRAINED_PREFIX = "coarse_post_gateloop_block."
 # as long as a code of lookup-free quantisation has bits
 CODE_BITS = "quantizer.layers.0.mask"
+MOST_CODE_BITS = 30
 # a row for each id of a code, and one for the end
 ID_ROWS = ("token_embed.weight", "to_logits.weight", "to_logits.bias")
 HUB_FILES = {"MeshAutoencoder": "mesh-autoencoder.bin", "MeshTransformer": "mesh-transformer.bin"}
@@ -84,6 +85,12 @@ class UpstreamFile(NamedTuple):
             ) from error
         if not (isinstance(value, tuple) and len(value) == 2):
             raise CheckpointError(f"{self.path} must hold (args, kwargs), got {type(value)}")
+        if not is_written_out(value, len(pickled)):
+            raise CheckpointError(
+                f"the arguments in {self.path} must be no more values than they have bytes "
+                f"({len(pickled)}), got values that repeat each other; build the model with the "
+                f"same arguments and call model.load(path)"
+            )
         args, kwargs = value
         names = list(inspect.signature(classes[class_name]).parameters)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -122,6 +129,28 @@ class UpstreamFile(NamedTuple):
             f"{self.path} was built with {place} of type {name}, which is not read from a pickle; "
             f"build the model with the same arguments and call model.load(path)"
         )
+
+
+def is_written_out(value: Any, limit: int) -> bool:
+    """Tell whether a value has at most so many parts, a part of several values counted in each.
+
+    A model among them counts as the bytes of its own arguments, which are read each time.
+    """
+    parts, count = [value], 1
+    while parts and count <= limit:
+        part = parts.pop()
+        if isinstance(part, (list, tuple)):
+            more = list(part)
+        elif isinstance(part, dict):
+            more = list(part.values())
+        else:
+            more = []
+            state = part.state if isinstance(part, Record) else None
+            pickled = state.get("_config") if isinstance(state, dict) else None
+            count += len(pickled) if isinstance(pickled, bytes) else 0
+        count += len(more)
+        parts += more
+    return count <= limit
 
 
 def is_upstream_file(path: Path) -> bool:
@@ -186,7 +215,13 @@ def num_codes(state: Mapping[str, Tensor]) -> int | None:
     """
     for name in (CODE_BITS, f"autoencoder.{CODE_BITS}"):
         if name in state:
-            return 1 << len(state[name])
+            num_bits = state[name].numel()
+            if num_bits > MOST_CODE_BITS:
+                raise CheckpointError(
+                    f"{name} must have at most {MOST_CODE_BITS} bits, got {num_bits}; the file is "
+                    f"damaged or made up: ask for another copy"
+                )
+            return 1 << num_bits
     return None
 
 

@@ -84,6 +84,22 @@ def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
         MeshAutoencoder.init_and_load(path)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_tensor_that_repeats_its_bytes_is_refused(tmp_path: Path, reader: str) -> None:
+    package = {"model": {"weight": torch.zeros(1).expand(10**13)}, "config": None}
+    torch.save(package, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"must be stored whole, got one .* \(10{13},\)"):
+        READERS[reader](tmp_path / "model.pt")
+
+
+def test_a_code_of_very_many_bits_is_refused(tmp_path: Path) -> None:
+    package = torch.load(UPSTREAM, weights_only=True)
+    package["model"]["quantizer.layers.0.mask"] = torch.zeros(31)
+    torch.save(package, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"mask must have at most 30 bits, got 31"):
+        MeshAutoencoder.init_and_load(tmp_path / "model.pt")
+
+
 def tar_file(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
@@ -161,6 +177,17 @@ def test_arguments_nested_too_deeply_are_refused(tmp_path: Path) -> None:
     package = torch.load(UPSTREAM, weights_only=True)
     torch.save({**package, "config": nested}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="nested too deeply"):
+        MeshAutoencoder.init_and_load(tmp_path / "model.pt")
+
+
+def test_arguments_that_repeat_each_other_are_refused(tmp_path: Path) -> None:
+    value: list[Any] = []
+    for _ in range(100):
+        value = [value, value]
+    package = torch.load(UPSTREAM, weights_only=True)
+    package["config"] = pickle.dumps(((), {"rq_kwargs": value}))
+    torch.save(package, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="got values that repeat each other"):
         MeshAutoencoder.init_and_load(tmp_path / "model.pt")
 
 
