@@ -26,6 +26,7 @@ from benchmarks.autoencoder_variants import SIZES, VARIANTS, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = ROOT / "examples" / "data" / "furniture_adaptive.npz"
+LOOK_ALIKES = PACK.with_name("near_duplicates.tsv")
 BATCH_SIZE = 16
 MAX_FACES = 100
 # meshes that a quantizer starts from
@@ -269,7 +270,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pack", type=Path, default=PACK)
-    parser.add_argument("--near-duplicates", type=Path, help="table of look-alikes")
+    parser.add_argument(
+        "--near-duplicates",
+        type=Path,
+        help="table of look-alikes; by default that of the bundled pack",
+    )
     parser.add_argument("--upstream", type=Path, help="interpreter with meshgpt-pytorch 1.8.1")
     parser.add_argument("--models", type=Path, help="folder that keeps what was trained")
     parser.add_argument("--out", type=Path, help="a line of JSON for each run is added")
@@ -282,11 +287,19 @@ def require_upstream(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         parser.error("variants of upstream need --upstream, the interpreter of its environment")
 
 
+def look_alikes(arguments: argparse.Namespace) -> Path | None:
+    """Return the table of look-alikes: what was asked for, or that of the bundled pack."""
+    if arguments.near_duplicates is None and arguments.pack == PACK:
+        return LOOK_ALIKES
+    table: Path | None = arguments.near_duplicates
+    return table
+
+
 def training_of(
     arguments: argparse.Namespace, variant: str, *, seed: int, minutes: float
 ) -> Training:
     """Return one of the trainings that a command line asks for."""
-    table = arguments.near_duplicates
+    table = look_alikes(arguments)
     return Training(
         variant=variant,
         seed=seed,
@@ -301,6 +314,6 @@ def training_of(
 def read_data(arguments: argparse.Namespace) -> dict[str, Any]:
     """Heed the threads of the command line, and return the parts of its split."""
     torch.set_num_threads(arguments.threads)
-    train_meshes, val_meshes = split(arguments.pack, arguments.near_duplicates)
+    train_meshes, val_meshes = split(arguments.pack, look_alikes(arguments))
     print(f"{len(train_meshes)} meshes to train on, {len(val_meshes)} to validate with")
     return {"train": train_meshes, "val": val_meshes}

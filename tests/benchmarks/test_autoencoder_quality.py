@@ -1,5 +1,6 @@
 """The protocol of training measures what users are given, and keeps what it measured."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -13,17 +14,19 @@ from benchmarks import autoencoder_training
 from benchmarks.autoencoder_quality import main, parse_arguments, print_table
 from benchmarks.autoencoder_training import (
     LEARNING_RATE,
+    LOOK_ALIKES,
     PACK,
     as_list,
     learning_rate,
     load_model,
+    look_alikes,
     measure,
     path_of,
     read_data,
 )
 from benchmarks.autoencoder_variants import SIZES, VARIANTS, Training
 from benchmarks.result_lines import add_line, read_lines
-from meshgpt_pytorch import quick_recipe
+from meshgpt_pytorch import MeshDataset, quick_recipe
 
 
 def test_the_recipe_that_is_measured_is_the_one_of_the_library():
@@ -35,6 +38,27 @@ def test_the_recipe_that_is_measured_is_the_one_of_the_library():
     fall = recipe.trainer["scheduler_kwargs"]["lr_lambda"]
     for step in (100, 299, 300, 500, 999):
         assert learning_rate(step, step / 1000) == pytest.approx(LEARNING_RATE * fall(step))
+
+
+def test_no_mesh_to_validate_with_looks_like_one_to_train_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        sys, "argv", ["quality", "recipe", "--threads", str(torch.get_num_threads())]
+    )
+    keys = {part: set(data.labels["key"]) for part, data in read_data(parse_arguments()).items()}
+    with LOOK_ALIKES.open() as file:
+        pairs = [{row["key_a"], row["key_b"]} for row in csv.DictReader(file, delimiter="\t")]
+    assert any(pair <= keys["train"] for pair in pairs)
+    assert any(pair <= keys["val"] for pair in pairs)
+    assert not any(pair & keys["train"] and pair & keys["val"] for pair in pairs)
+
+
+def test_the_look_alikes_are_those_of_the_bundled_pack(monkeypatch: pytest.MonkeyPatch):
+    with LOOK_ALIKES.open() as file:
+        pairs = [{row["key_a"], row["key_b"]} for row in csv.DictReader(file, delimiter="\t")]
+    assert set().union(*pairs) <= set(MeshDataset(PACK).labels["key"])
+    # another pack has others
+    monkeypatch.setattr(sys, "argv", ["quality", "recipe", "--pack", "other.npz"])
+    assert look_alikes(parse_arguments()) is None
 
 
 def result(variant: str, seed: int, coordinate: float) -> dict:
@@ -105,7 +129,8 @@ def test_a_longer_training_is_measured_on_its_way(tmp_path: Path, monkeypatch):
     assert read_lines(out) == results
     assert {path: path.stat().st_mtime_ns for path in models.iterdir()} == weights
     [kept] = weights
-    training = Training("recipe", 0, 0.02, "cpu", torch.get_num_threads(), PACK.name, "")
+    setting = ("cpu", torch.get_num_threads(), PACK.name, LOOK_ALIKES.name)
+    training = Training("recipe", 0, 0.02, *setting)
     assert path_of(training, models) == kept
     meshes = as_list(read_data(parse_arguments())["val"])
     model = load_model(training, torch.load(kept)["weights"])
