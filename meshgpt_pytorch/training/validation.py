@@ -1,12 +1,13 @@
 """What a validation measures: numbers of a whole set, gathered batch by batch."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Int
 from torch import Tensor
 
 from meshgpt_pytorch.evaluation.metrics import count_codes, triangle_accuracy, usage_of_counts
@@ -14,6 +15,9 @@ from meshgpt_pytorch.training.batches import TEXT_KEYS
 from meshgpt_pytorch.training.options import Record
 from meshgpt_pytorch.training.sampling import gather_faces, read_codes
 from meshgpt_pytorch.transformer.model import append_id
+
+# of a transformer, held at a time: 256 MB in float32
+NUM_LOGITS_AT_ONCE = 2**26
 
 
 class Meter(Protocol):
@@ -112,9 +116,17 @@ class TransformerMeter:
         self.names: list[str] = []
 
     def add(self, model: Any, arguments: Mapping[str, Any]) -> None:
-        """Predict the codes of a batch of meshes."""
+        """Predict the codes of a batch of meshes, as many at once as their logits have room."""
         codes = read_codes(model, arguments)
         text = {name: entry for name, entry in arguments.items() if name in TEXT_KEYS}
+        logits_of_a_row = (codes.shape[1] + 1) * (model.codebook_size + 1)
+        num_rows = max(1, NUM_LOGITS_AT_ONCE // logits_of_a_row)
+        for start in range(0, len(codes), num_rows):
+            rows = slice(start, start + num_rows)
+            text_of_rows = {name: take_entries(entry, rows) for name, entry in text.items()}
+            self._add_codes(model, codes[rows], text_of_rows)
+
+    def _add_codes(self, model: Any, codes: Int[Tensor, "b n"], text: Mapping[str, Any]) -> None:
         logits = model.forward_on_codes(codes, return_loss=False, append_eos=False, **text)
         labels = append_id(codes, model.eos_token_id, model.pad_id)
         losses = F.cross_entropy(
@@ -148,3 +160,10 @@ class TransformerMeter:
             if count:
                 record |= {f"loss_{name}": loss / count, f"accuracy_{name}": right / count}
         return record
+
+
+def take_entries(entry: Tensor | Sequence[Any], rows: slice) -> Any:
+    """Return rows of texts, or of what one or several encoders made of them."""
+    if not isinstance(entry, Tensor) and all(isinstance(each, Tensor) for each in entry):
+        return [each[rows] for each in entry]
+    return entry[rows]

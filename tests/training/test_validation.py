@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from meshgpt_pytorch.data import MeshDataset
 from meshgpt_pytorch.mesh import Mesh, discretize
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
 from meshgpt_pytorch.trainer import MeshAutoencoderTrainer, MeshTransformerTrainer
+from meshgpt_pytorch.training import validation
+from meshgpt_pytorch.transformer.model import MeshTransformer
 from tests.training.runs import (
     MESHES,
     QUANTIZERS,
+    LetterEncoder,
     Samples,
     make_autoencoder,
     make_transformer,
@@ -154,6 +158,39 @@ def test_transformer_reports_loss_and_accuracy_by_place(
         losses, hits = zip(*pairs, strict=True)
         assert record[f"val_loss{suffix}"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
         assert record[f"val_accuracy{suffix}"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_validation_is_the_same_however_many_logits_have_room(
+    cached: MeshDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_transformer(condition_on_text=True, text_encoder=LetterEncoder()).eval()
+    meshes = [cached.with_keys("codes")[index] for index in range(3)]
+    texts = ["a chair", "table", "b"]
+    [encoded] = model.conditioner.encode(texts)
+    codes = pad_sequence([mesh["codes"] for mesh in meshes], batch_first=True, padding_value=-1)
+    sizes: list[int] = []
+    predict = MeshTransformer.forward_on_codes
+
+    def count_logits(self: MeshTransformer, *arguments: Any, **options: Any) -> Any:
+        logits = predict(self, *arguments, **options)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(MeshTransformer, "forward_on_codes", count_logits)
+    records = []
+    for text in (
+        {"texts": texts},
+        {"text_encodings": encoded.embeddings, "text_mask": encoded.mask},
+    ):
+        for room in (10**9, 1):
+            monkeypatch.setattr(validation, "NUM_LOGITS_AT_ONCE", room)
+            meter = validation.TransformerMeter()
+            meter.add(model, {"codes": codes, **text})
+            records.append(meter.result())
+    for record in records[1:]:
+        assert record == pytest.approx(records[0], rel=1e-5)
+    # three meshes together, then each by itself
+    assert sizes == 2 * [sizes[0], *3 * [sizes[0] // 3]]
 
 
 def test_places_that_do_not_occur_have_no_number(tmp_path: Path) -> None:
