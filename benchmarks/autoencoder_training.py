@@ -147,6 +147,13 @@ def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
     )
 
 
+def augmentation() -> Any:
+    """Return what meshes are augmented with: each axis scaled, mirrored and shifted."""
+    from meshgpt_pytorch.data.augment import Compose, Mirror, Scale, Shift
+
+    return Compose(Scale(), Mirror(), Shift())
+
+
 def close_attention(model: Any) -> None:
     """Set the last weights of each part of each attention block to zero."""
     for block in (*model.encoder_attn_blocks, *model.decoder_attn_blocks):
@@ -171,9 +178,7 @@ def run(
     if variant.is_started:
         model.start_quantizer(**collate([meshes[index] for index in range(START_SIZE)]))
     if variant.is_augmented:
-        from meshgpt_pytorch.data.augment import Compose, Mirror, Scale, Shift
-
-        meshes = meshes.augment(Compose(Scale(), Mirror(), Shift()), seed=seed)
+        meshes = meshes.augment(augmentation(), seed=seed)
     batches = endless_batches(meshes, torch.Generator().manual_seed(seed))
     parts = {part: as_list(data[part]) for part in ("train", "val")}
 

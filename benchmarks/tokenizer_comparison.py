@@ -47,6 +47,8 @@ from benchmarks.autoencoder_training import (
     MAX_FACES,
     add_options,
     as_list,
+    augmentation,
+    endless_batches,
     learning_rate,
     read_data,
     require_upstream,
@@ -234,6 +236,15 @@ def endless_codes(meshes: Sequence[Codes], seed: int) -> Iterator[Int[Tensor, "b
             yield pad_codes([meshes[index] for index in chosen.tolist()])
 
 
+def endless_augmented_codes(
+    autoencoder: MeshAutoencoder, meshes: Any, seed: int
+) -> Iterator[Int[Tensor, "b n q"]]:
+    """Tokenize shuffled epochs, each mesh augmented anew, as the autoencoders are trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for batch in endless_batches(meshes.augment(augmentation(), seed=seed), generator):
+        yield autoencoder.tokenize(**batch)
+
+
 def train_transformer(
     transformer: MeshTransformer,
     batches: Iterator[Tensor],
@@ -280,9 +291,14 @@ def compare(
     transformer = MeshTransformer(autoencoder, max_seq_len=length, **TRANSFORMER)
     if arguments.start_embeddings:
         transformer.start_embeddings()
+    batches = (
+        endless_augmented_codes(autoencoder, data["train"], training.seed)
+        if arguments.augment
+        else endless_codes(codes["train"], training.seed)
+    )
     steps, unseen = train_transformer(
         transformer,
-        endless_codes(codes["train"], training.seed),
+        batches,
         60 * arguments.transformer_minutes,
         CLOCKS[training.clock],
         lambda: bits_per_face(transformer, codes["val"]),
@@ -318,6 +334,8 @@ def measure_unseen(data: Mapping[str, Any]) -> dict[str, float | None]:
 
 # report
 
+# of training the transformer, and what the table calls them
+WAYS = {"start_embeddings": "embeddings started", "augment": "codes augmented"}
 SHARES = [each.name for each in fields(Shares)]
 COLUMNS = (
     "tokenizer",
@@ -342,7 +360,7 @@ def print_row(result: Mapping[str, Any]) -> None:
     """Print a row of the table."""
     parts, ways = ("train", "val"), ("greedy", "sampled")
     cells = [
-        result["variant"] + ", embeddings started" * result["start_embeddings"],
+        result["variant"] + "".join(f", {way}" for key, way in WAYS.items() if result[key]),
         str(result["seed"]),
         f"{result['tokenizer_steps']}, {result['steps']}",
         " / ".join(show(result["accuracy"][part], 3) for part in parts),
@@ -364,6 +382,9 @@ def main() -> None:
     parser.add_argument(
         "--start-embeddings", action="store_true", help="see MeshTransformer.start_embeddings"
     )
+    parser.add_argument(
+        "--augment", action="store_true", help="tokenize meshes anew in each epoch, augmented"
+    )
     add_options(parser)
     arguments = parser.parse_args()
     arguments.variants = arguments.variants or list(TOKENIZERS)
@@ -380,7 +401,7 @@ def main() -> None:
             **asdict(training),
             "transformer_minutes": arguments.transformer_minutes,
             "number": arguments.number,
-            "start_embeddings": arguments.start_embeddings,
+            **{key: getattr(arguments, key) for key in WAYS},
         }
         result = next((each for each in known if identity.items() <= each.items()), None)
         if result is None:
