@@ -12,13 +12,15 @@ from einops import rearrange
 from benchmarks import autoencoder_training, tokenizer_comparison
 from benchmarks.tokenizer_comparison import (
     bits_per_face,
+    endless_augmented_codes,
     endless_codes,
     main,
     measure_meshes,
     shared_corners_coincide,
     train_transformer,
 )
-from meshgpt_pytorch import Mesh, MeshTransformer
+from meshgpt_pytorch import Mesh, MeshAutoencoder, MeshTransformer
+from meshgpt_pytorch.recipes import QUICK_MODEL
 from tests.helpers import box_mesh
 from tests.tokenizers.models import tiny_autoencoder
 
@@ -35,6 +37,11 @@ def tiny_transformer() -> MeshTransformer:
 def random_codes(*num_faces: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(0, 64, (3 * each, 2), generator=generator) for each in num_faces]
+
+
+def row(codes: torch.Tensor) -> tuple[int, ...]:
+    """Codes of one mesh, without padding."""
+    return tuple(codes[codes >= 0].tolist())
 
 
 def codes_and_faces(mesh: Mesh) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +115,20 @@ def test_training_reads_each_mesh_once_an_epoch() -> None:
     assert sorted((batch[..., 0] >= 0).sum(dim=1).tolist()) == [3 * n for n in range(1, 9)]
 
 
+def test_augmented_codes_are_anew_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_training, "MAX_FACES", 20)
+    meshes, _ = autoencoder_training.split(autoencoder_training.PACK, None)
+    monkeypatch.setattr(autoencoder_training, "BATCH_SIZE", len(meshes))
+    torch.manual_seed(0)
+    autoencoder = MeshAutoencoder(**QUICK_MODEL).eval()
+    own = {row(autoencoder.tokenize(**meshes[index])) for index in range(len(meshes))}
+    batches = endless_augmented_codes(autoencoder, meshes, seed=0)
+    epochs = [{row(codes) for codes in next(batches)} for _ in range(2)]
+    for seen, others in ((epochs[0], own), (epochs[1], own), (epochs[0], epochs[1])):
+        assert not seen & others
+        assert len(seen) == len(meshes)
+
+
 def test_evaluations_cost_no_time_and_the_last_one_is_at_the_end() -> None:
     transformer, seconds = tiny_transformer(), iter(range(10**6))
 
@@ -144,13 +165,12 @@ def test_a_run_prints_its_row_and_keeps_it(
     rows = capsys.readouterr().out.splitlines()[-4:]
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| meshes", "| recipe"]
     assert len({row.count("|") for row in rows}) == 1
-    monkeypatch.setattr(sys, "argv", [*command.split(), "--start-embeddings"])
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--start-embeddings", "--augment"])
     main()
-    assert "| recipe, embeddings started |" in capsys.readouterr().out
-    assert [json.loads(line)["start_embeddings"] for line in out.read_text().splitlines()] == [
-        False,
-        True,
-    ]
+    assert "| recipe, embeddings started, codes augmented |" in capsys.readouterr().out
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    for way in ("start_embeddings", "augment"):
+        assert [line[way] for line in lines] == [False, True]
     monkeypatch.setattr(sys, "argv", command.split())
     # what the file has is printed, and not measured again
     main()
