@@ -319,6 +319,17 @@ def test_a_mesh_that_vanishes_stays_as_it_was():
     assert len(dataset[0]["faces"]) == 12
 
 
+def test_faces_that_fall_flat_on_the_grid_are_left_out():
+    def thin(mesh, generator):
+        # within one bin of 1/64
+        height = torch.tensor([0.0, 1 / 128, 0.0])
+        return mesh._replace(vertices=mesh.vertices * torch.tensor([1.0, 1e-4, 1.0]) + height)
+
+    dataset = MeshDataset.from_meshes([box_mesh()]).augment(thin)
+    # those of the four sides; top and bottom stay
+    assert len(dataset[0]["faces"]) == 4
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
