@@ -148,10 +148,10 @@ def split(pack: Path, near_duplicates: Path | None) -> tuple[Any, Any]:
 
 
 def augmentation() -> Any:
-    """Return what meshes are augmented with: each axis scaled, mirrored and shifted."""
-    from meshgpt_pytorch.data.augment import Compose, Mirror, Scale, Shift
+    """Return what meshes are augmented with: scale, mirror and shift, those of the recipe."""
+    from meshgpt_pytorch import quick_recipe
 
-    return Compose(Scale(), Mirror(), Shift())
+    return quick_recipe(num_train_steps=1).augmentation
 
 
 def close_attention(model: Any) -> None:
