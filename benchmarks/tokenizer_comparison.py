@@ -288,7 +288,9 @@ def compare(
     torch.manual_seed(training.seed)
     # room for a face more than any mesh has, so that all have room for their end
     length = (MAX_FACES + 1) * 3 * autoencoder.num_quantizers
-    transformer = MeshTransformer(autoencoder, max_seq_len=length, **TRANSFORMER)
+    transformer = MeshTransformer(
+        autoencoder, max_seq_len=length, copy_vertices=arguments.copy_vertices, **TRANSFORMER
+    )
     if arguments.start_embeddings:
         transformer.start_embeddings()
     batches = (
@@ -335,7 +337,11 @@ def measure_unseen(data: Mapping[str, Any]) -> dict[str, float | None]:
 # report
 
 # of training the transformer, and what the table calls them
-WAYS = {"start_embeddings": "embeddings started", "augment": "codes augmented"}
+WAYS = {
+    "start_embeddings": "embeddings started",
+    "augment": "codes augmented",
+    "copy_vertices": "vertices copied",
+}
 SHARES = [each.name for each in fields(Shares)]
 COLUMNS = (
     "tokenizer",
@@ -385,6 +391,7 @@ def main() -> None:
     parser.add_argument(
         "--augment", action="store_true", help="tokenize meshes anew in each epoch, augmented"
     )
+    parser.add_argument("--copy-vertices", action="store_true", help="see MeshTransformer")
     add_options(parser)
     arguments = parser.parse_args()
     arguments.variants = arguments.variants or list(TOKENIZERS)

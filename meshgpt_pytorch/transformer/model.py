@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from meshgpt_pytorch.checkpoint import SavedModule
 from meshgpt_pytorch.tokenizers.autoencoder import MeshAutoencoder
@@ -93,6 +93,8 @@ class MeshTransformer(MeshGeneration, SavedModule):
         text_encoder: a ready encoder, or several, in place of those named by type.
         checkpoint_activations: compute the inside of layers again in the backward pass instead of
             keeping it: several times less memory for about a third more time.
+        copy_vertices: predict vertices also as copies of those that the mesh has already, beside
+            the logits of all ids.
 
     Raises:
         ValueError: options that do not go together.
@@ -134,6 +136,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
         quads: bool = False,
         text_encoder: TextEncoder | Sequence[TextEncoder] | None = None,
         checkpoint_activations: bool = False,
+        copy_vertices: bool = False,
     ) -> None:
         super().__init__()
         self._adopt(autoencoder, quads=quads, pad_id=pad_id)
@@ -190,7 +193,7 @@ class MeshTransformer(MeshGeneration, SavedModule):
                 **attn_kwargs,
             },
         )
-        self.to_logits = nn.Linear(dim_fine, self.codebook_size + 1)
+        self._build_head(dim, dim_fine, copy_vertices=copy_vertices)
         # last, so that options that are refused leave the caller's autoencoder as it was
         self.autoencoder.requires_grad_(False)
 

@@ -22,8 +22,8 @@ from x_transformers.x_transformers import LayerIntermediates
 
 from meshgpt_pytorch.tokenizers.checks import check_is_positive
 from meshgpt_pytorch.transformer.attention import build_decoder
+from meshgpt_pytorch.transformer.code_head import CodeHead
 from meshgpt_pytorch.transformer.layers import FiLM, GateLoopBlock, GateLoopCache
-from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
 
 
@@ -40,13 +40,13 @@ class DecoderSize(NamedTuple):
 class TransformerCache:
     """What the network remembers of the codes it has seen.
 
-    num_codes: codes seen; the prediction after the last of them has been returned.
+    codes: ``b n``, codes seen; the prediction after the last of them has been returned.
     face_codes: ``b j d``, embedded codes of the face that is not complete yet.
     coarse, fine: keys and values of the coarse stage, and of the fine stage in this face.
     coarse_gateloop, coarse_post_gateloop, fine_gateloop: states of the recurrences.
     """
 
-    num_codes: int
+    codes: Int[Tensor, "b n"]
     face_codes: Float[Tensor, "b j d"]
     coarse: LayerIntermediates
     fine: LayerIntermediates
@@ -54,21 +54,22 @@ class TransformerCache:
     coarse_post_gateloop: GateLoopCache | None = None
     fine_gateloop: GateLoopCache | None = None
 
+    @property
+    def num_codes(self) -> int:
+        """How many codes were seen."""
+        return self.codes.shape[1]
 
-class TwoStageNetwork(Module):
+
+class TwoStageNetwork(CodeHead):
     """The network part of ``MeshTransformer``, which inherits it and builds its modules."""
 
     num_vertices_per_face: int
-    num_quantizers: int
-    codebook_size: int
     max_seq_len: int
     num_sos_tokens: int
-    pad_id: int
     coarse_adaptive_rmsnorm: bool
     fine_cross_attend_text: bool
 
     sos_token: nn.Parameter
-    token_embed: nn.Embedding
     quantize_level_embed: nn.Parameter
     vertex_embed: nn.Parameter
     abs_pos_emb: nn.Embedding
@@ -82,7 +83,6 @@ class TwoStageNetwork(Module):
     maybe_project_tokens_to_fine: Module
     decoder: Decoder
     fine_decoder: Decoder
-    to_logits: nn.Linear
 
     def _build_embeddings(self, dim: int, dim_fine: int, num_sos_tokens: int) -> None:
         check_is_positive(dim=(dim, dim_fine))
@@ -154,10 +154,10 @@ class TwoStageNetwork(Module):
         by_face = self._split_faces(fine)
         attended, _ = self._run_fine(by_face, text, pooled)
         attended = rearrange(attended, "(b nf) n d -> b (nf n) d", b=len(codes))
-        logits = self.to_logits(attended[:, : fine.shape[1]])
+        logits = self._logits_of_all(attended[:, : fine.shape[1]], codes)
         if not with_cache:
             return logits, None
-        _, cache = self._end_in_cache(tokens, fine, caches, text, pooled)
+        _, cache = self._end_in_cache(codes, tokens, fine, caches, text, pooled)
         return logits, cache
 
     def _predict_last(
@@ -168,11 +168,12 @@ class TwoStageNetwork(Module):
     ) -> tuple[Float[Tensor, "b num_ids"], TransformerCache]:
         """Predict the code after a sequence in one pass, without the logits of those before."""
         tokens, fine, caches = self._read_all(codes, text, pooled)
-        attended, cache = self._end_in_cache(tokens, fine, caches, text, pooled)
-        return self.to_logits(attended[:, -1]), cache
+        attended, cache = self._end_in_cache(codes, tokens, fine, caches, text, pooled)
+        return self._logits_after(attended[:, -1:], codes)[:, 0], cache
 
     def _end_in_cache(
         self,
+        codes: Int[Tensor, "b n"],
         tokens: Float[Tensor, "b n d"],
         fine: Float[Tensor, "b n_plus_one d_fine"],
         caches: dict[str, Any],
@@ -180,10 +181,10 @@ class TwoStageNetwork(Module):
         pooled: Float[Tensor, "b d_text"] | None,
     ) -> tuple[Float[Tensor, "b j_plus_one d_fine"], TransformerCache]:
         """Run the last face, of j codes, through the fine stage; gather what a next code needs."""
-        num_codes = tokens.shape[1]
+        num_codes = codes.shape[1]
         complete = num_codes // self.num_codes_per_face * self.num_codes_per_face
         attended, fine_cache = self._run_fine(fine[:, complete:], text, pooled)
-        cache = TransformerCache(num_codes, tokens[:, complete:], fine=fine_cache, **caches)
+        cache = TransformerCache(codes, tokens[:, complete:], fine=fine_cache, **caches)
         return attended, cache
 
     def _loss_of_all(
@@ -198,16 +199,9 @@ class TwoStageNetwork(Module):
         labels = rearrange(labels, "b (nf n) -> b nf n", n=per_face)
         # on CUDA the one place of the step that waits: the number of faces is a size from here on
         row, face = (labels != self.pad_id).any(dim=-1).nonzero(as_tuple=True)
-        labels = labels[row, face]
         by_face = rearrange(by_face, "(b nf) n d -> b nf n d", b=len(fine))[row, face]
         attended, _ = self._run_fine(by_face, text, pooled, row=row, with_cache=False)
-        return linear_cross_entropy(
-            rearrange(attended, "faces n d -> (faces n) d"),
-            self.to_logits.weight,
-            self.to_logits.bias,
-            rearrange(labels, "faces n -> (faces n)"),
-            ignore_index=self.pad_id,
-        )
+        return self._cross_entropy(attended, labels, row, face)
 
     def _read_all(
         self,
@@ -270,14 +264,15 @@ class TwoStageNetwork(Module):
         if self.fine_gateloop_block is not None:
             fine, fine_gateloop = self.fine_gateloop_block(fine, cache.fine_gateloop)
         attended, fine_cache = self._run_fine(fine, text, pooled, fine_cache)
+        codes = torch.cat((cache.codes, code), dim=1)
         cache = TransformerCache(
-            cache.num_codes + 1,
+            codes,
             face_codes,
             fine=fine_cache,
             fine_gateloop=fine_gateloop,
             **coarse_caches,
         )
-        return self.to_logits(attended), cache
+        return self._logits_after(attended, codes), cache
 
     def _embed_codes(self, codes: Int[Tensor, "b n"], start: int = 0) -> Float[Tensor, "b n d"]:
         """Embed codes by id, position, quantizer and vertex; padding counts as id 0."""

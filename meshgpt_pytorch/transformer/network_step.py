@@ -15,6 +15,7 @@ from meshgpt_pytorch.transformer.network import TransformerCache, TwoStageNetwor
 from meshgpt_pytorch.transformer.step_linear import StepLinear, StepLinears, step_dtype
 from meshgpt_pytorch.transformer.stepping import DecoderStep, FiLMStep, GateLoopStep
 from meshgpt_pytorch.transformer.text import EncodedText, masked_mean
+from meshgpt_pytorch.transformer.vertex_copy_step import VertexCopyStep
 
 
 class NetworkStep:
@@ -40,6 +41,7 @@ class NetworkStep:
         pooled = None if text is None else masked_mean(*text)
         self.logits, cache = model._predict_last(codes, text, pooled)
         self.per_face = model.num_codes_per_face
+        self.num_vertices_per_face = model.num_vertices_per_face
         self.num_codes = codes.shape[1]
         # how many faces are complete, once the device counts; codes then count the place in a face
         self.num_faces: Int[Tensor, " 1"] | None = None
@@ -50,6 +52,15 @@ class NetworkStep:
         self.face_codes[:, : cache.face_codes.shape[1]] = cache.face_codes
         self._read_projections(model, linears)
         self._read_stages(model, cache, text, pooled, linears)
+        self.copies = None
+        if model.vertex_copier is not None:
+            self.copies = VertexCopyStep(
+                model.vertex_copier,
+                self.token_embed,
+                codes,
+                model.num_quantizers,
+                linears,
+            )
 
     def _read_embeddings(self, model: TwoStageNetwork) -> None:
         self.dtype = step_dtype(model.token_embed.weight.dtype)
@@ -104,7 +115,8 @@ class NetworkStep:
         """Let the device count from now on, in memory with room for so many more faces.
 
         It is called where a face begins. What is made again is then elsewhere than before: the
-        coarse keys and values. Other memory of a step moves in ``select`` alone.
+        coarse keys and values, and the vertices to copy. Other memory of a step moves in ``select``
+        alone.
         """
         assert self.num_codes % self.per_face == 0, "a face begins"
         if self.num_faces is None:
@@ -112,10 +124,14 @@ class NetworkStep:
             self.num_faces = torch.full((1,), self.num_codes // self.per_face, device=device)
             self.fine.reserve(self.per_face)
         self.coarse.make_static(num_faces)
+        if self.copies is not None:
+            self.copies.make_static(num_faces * self.num_vertices_per_face)
 
     def step(self, code: Int[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """Run one more code of each row, and return the logits of the next."""
         token = self._embed(code)
+        if self.copies is not None:
+            self.copies.append(code)
         if self.num_codes % self.per_face == 0:
             self.fine.restart()
             x = self.coarse_to_fine(self._step_coarse())
@@ -124,7 +140,9 @@ class NetworkStep:
         x = self.fine_gateloop(x)
         if self.fine_film is not None:
             x = self.fine_film(x)
-        return self.to_logits(self.fine(x))
+        hidden = self.fine(x)
+        logits = self.to_logits(hidden)
+        return logits if self.copies is None else self.copies.add_to(logits, hidden)
 
     def _embed(self, code: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Embed a code by id, position, quantizer and vertex, and keep it as one of its face."""
@@ -158,6 +176,7 @@ class NetworkStep:
         """Go on with some rows of the batch."""
         self.face_codes = self.face_codes[rows]
         for part in (
+            self.copies,
             self.coarse,
             self.fine,
             self.coarse_gateloop,

@@ -23,6 +23,14 @@ MODEL_OPTIONS = {
     "other heads in the fine stage": {"fine_attn_dim_head": 4, "fine_attn_heads": 3},
     "no flash": {"flash_attn": False},
     "no attention": {"attn_depth": 0, "fine_attn_depth": 0},
+    "vertices copied": {"copy_vertices": True},
+    "vertices copied, quads, 3 quantizers, unequal widths": {
+        "copy_vertices": True,
+        "quads": True,
+        "num_quantizers": 3,
+        "dim": (24, 16),
+    },
+    "vertices copied, 1 quantizer": {"copy_vertices": True, "num_quantizers": 1},
 }
 
 # between them, these hold each option that is said to be exact, with a value that matters
@@ -61,6 +69,7 @@ TEXT_OPTIONS = {
         "dim": (24, 16),
         "quads": True,
     },
+    "film, vertices copied": {"text_cond_with_film": True, "copy_vertices": True},
     "all, no memory": {
         "text_cond_with_film": True,
         "coarse_adaptive_rmsnorm": True,
