@@ -55,8 +55,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             if copied is not None and copied_rightly is not None:
                 normalizer = buffer.logits_of(target) - mixture.log_prob
                 mixture.add_copies(
-                    rearrange(copied[chunk], "n -> n 1") - normalizer,
-                    rearrange(copied_rightly[chunk], "n -> n 1") - normalizer,
+                    rearrange(copied[chunk], "n -> n 1").float() - normalizer,
+                    rearrange(copied_rightly[chunk], "n -> n 1").float() - normalizer,
                 )
             loss -= rearrange(mixture.log_prob, "n 1 -> n") @ counts.float()
             if not with_gradient:

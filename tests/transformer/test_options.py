@@ -36,6 +36,7 @@ STATE_OPTIONS = {
     "fine_attn_dim_head": 4,
     "fine_attn_heads": 3,
     "num_sos_tokens": 2,
+    "copy_vertices": True,
     "quads": True,
 }
 TEXT_STATE_OPTIONS = {

@@ -189,7 +189,7 @@ def test_a_copied_vertex_is_learned_where_codes_alone_are_not():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[1] < 0.8 * losses[0]
 
 
