@@ -21,6 +21,8 @@ from meshgpt_pytorch.mesh import (
 )
 
 CUBE = (-1.0, 1.0)
+# of an augmentation, until one loses no face to the grid
+NUM_DRAWS = 8
 
 
 class Meshes(Protocol):
@@ -42,7 +44,9 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
 
     Items are dicts: ``vertices`` and ``faces`` in canonical order, ``face_edges`` of them, and
     whatever else an item has. They depend on the seed, the epoch and the index alone, not on the
-    worker that reads them.
+    worker that reads them. Parts as thin as a bin fall flat where their axis shrinks: where faces
+    are lost so, the augmentation is drawn again, a few times; then the mesh with most of its faces
+    is taken.
 
     Args:
         dataset: items with vertices and faces, in the range.
@@ -139,17 +143,35 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
 
     def _augment(self, mesh: Mesh, generator: torch.Generator) -> Mesh:
         low, high = self.coor_continuous_range
-        in_cube = (mesh.vertices - low) * (2 / (high - low)) - 1
-        augmented = self.augmentation(mesh._replace(vertices=in_cube), generator)
+        mesh = mesh._replace(vertices=(mesh.vertices - low) * (2 / (high - low)) - 1)
+        best, most_kept, kept_without = None, 0.0, None
+        for _ in range(NUM_DRAWS):
+            augmented = self._draw(mesh, generator)
+            try:
+                on_grid = self._on_grid(augmented)
+            except VanishedMeshError:
+                continue
+            kept = len(on_grid.faces) / len(augmented.faces)
+            if kept == 1:
+                return on_grid
+            if kept_without is None:
+                # of a mesh with duplicate faces not all are kept as it is
+                kept_without = len(self._on_grid(mesh).faces) / len(mesh.faces)
+            if kept > most_kept:
+                best, most_kept = on_grid, kept
+            if kept >= kept_without:
+                break
+        # a flat or tiny mesh can vanish between the bins in each draw: then it stays as it is
+        return self._on_grid(mesh) if best is None else best
+
+    def _draw(self, mesh: Mesh, generator: torch.Generator) -> Mesh:
+        """Augment a mesh of the cube once."""
+        augmented = self.augmentation(mesh, generator)
         try:
             check_mesh(augmented)
         except ValueError as error:
             raise ValueError(f"{self.augmentation!r} made a mesh that is none: {error}") from error
-        try:
-            return self._on_grid(fit_to_cube(augmented))
-        except VanishedMeshError:
-            # a flat or tiny mesh can vanish between the bins: then it stays as it is
-            return self._on_grid(mesh._replace(vertices=in_cube))
+        return fit_to_cube(augmented)
 
     def _on_grid(self, mesh: Mesh) -> Mesh:
         """Put a mesh of the cube on the grid where it is, which a shift must survive, and in order.

@@ -220,8 +220,8 @@ class MeshDataset(MeshItems):
     ) -> AugmentedDataset:
         """Return a data set whose meshes are augmented anew in each epoch, as they are read.
 
-        Each is then put on the grid and in canonical order, and its face edges are derived. Parts
-        as thin as a bin may fall flat there: their faces are left out, in that epoch. Codes
+        Each is then put on the grid and in canonical order, and its face edges are derived. Where
+        parts as thin as a bin fall flat there, it is drawn again, see ``AugmentedDataset``. Codes
         belong to the meshes as they were and are left out; text encodings stay. ::
 
             train = dataset.augment(paper_augmentation(), seed=0)
