@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.autoencoder_variants import SIZES, VARIANTS, Training
+from benchmarks.autoencoder_variants import LEARNING_RATE, SIZES, VARIANTS, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = ROOT / "examples" / "data" / "furniture_adaptive.npz"
@@ -31,7 +31,6 @@ BATCH_SIZE = 16
 MAX_FACES = 100
 # meshes that a quantizer starts from
 START_SIZE = 64
-LEARNING_RATE = 1e-3
 Batch = dict[str, Tensor]
 Clock = Callable[[], float]
 CLOCKS: Mapping[str, Clock] = {"cpu": time.process_time, "wall": time.perf_counter}
@@ -68,9 +67,9 @@ def endless_batches(meshes: Any, generator: torch.Generator) -> Iterator[Batch]:
         order = order[BATCH_SIZE:]
 
 
-def learning_rate(step: int, share: float) -> float:
+def learning_rate(step: int, share: float, highest: float = LEARNING_RATE) -> float:
     """Warm up over steps, hold, and fall to zero over the time."""
-    return LEARNING_RATE * min(1.0, (step + 1) / 50, (1 - share) / 0.7)
+    return highest * min(1.0, (step + 1) / 50, (1 - share) / 0.7)
 
 
 def train(
@@ -93,14 +92,14 @@ def train(
         for each moment its minutes, the steps until then, and what was measured.
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.99))
-    clock, warm_up = CLOCKS[training.clock], VARIANTS[training.variant].warm_up
+    clock, variant = CLOCKS[training.clock], VARIANTS[training.variant]
     spent, step, found = 0.0, 0, list[dict]()
     while len(found) < len(moments):
         start, share = clock(), spent / (60 * training.minutes)
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, share)
-        extra = {"skip_quantizer": True} if share < warm_up else {}
+            group["lr"] = learning_rate(step, share, variant.learning_rate)
+        extra = {"skip_quantizer": True} if share < variant.warm_up else {}
         loss = model(**next(batches), **extra)
         optimizer.zero_grad()
         loss.backward()

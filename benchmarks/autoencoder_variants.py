@@ -9,6 +9,7 @@ SIZES: Mapping[str, Any] = {
     "decoder_dims_through_depth": (128, 128, 192, 192, 256, 256),
     "dim_codebook": 128,
 }
+LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Variant:
         is_started: start the quantizer from statistics, see ``MeshAutoencoder.start_quantizer``.
         is_closed: let attention blocks start as identity.
         is_upstream: train upstream's autoencoder.
+        learning_rate: the highest.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class Variant:
     is_started: bool = False
     is_closed: bool = False
     is_upstream: bool = False
+    learning_rate: float = LEARNING_RATE
 
 
 FSQ: Mapping[str, Any] = {
@@ -37,6 +40,7 @@ FSQ: Mapping[str, Any] = {
     "fsq_levels": (16, 16, 16),
     "codebook_size": 4096,
 }
+EXACT: Mapping[str, Any] = {**FSQ, "vertex_shortcut": True, "vertex_consistent": True}
 VARIANTS = {
     "upstream": Variant(is_augmented=False, is_upstream=True),
     "upstream 1024": Variant({"codebook_size": 1024}, is_augmented=False, is_upstream=True),
@@ -60,11 +64,10 @@ VARIANTS = {
     "fsq": Variant(FSQ),
     "fsq, consistent": Variant({**FSQ, "vertex_consistent": True}),
     "fsq, shortcut": Variant({**FSQ, "vertex_shortcut": True}),
-    "recipe, not augmented": Variant(
-        {**FSQ, "vertex_shortcut": True, "vertex_consistent": True}, is_augmented=False
-    ),
-    # the model and the augmentation of meshgpt_pytorch.quick_recipe
-    "recipe": Variant({**FSQ, "vertex_shortcut": True, "vertex_consistent": True}),
+    "recipe, not augmented": Variant(EXACT, is_augmented=False, learning_rate=1e-4),
+    "recipe, fast": Variant(EXACT),
+    # the model, the augmentation and the learning rate of meshgpt_pytorch.quick_recipe
+    "recipe": Variant(EXACT, learning_rate=1e-4),
 }
 
 

@@ -67,7 +67,7 @@ def quick_recipe(num_train_steps: int) -> AutoencoderRecipe:
     fall = partial(hold_then_fall, num_train_steps=num_train_steps)
     trainer = {
         "num_train_steps": num_train_steps,
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-4,
         "warmup_steps": min(50, num_train_steps // 2),
         "max_grad_norm": 1.0,
         "optimizer_kwargs": {"betas": (0.9, 0.99)},
