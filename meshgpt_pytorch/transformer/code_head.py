@@ -1,5 +1,6 @@
 """The head of the transformer: from what the fine stage made of faces to logits or a loss."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ class CodeHead(Module):
     """Predicts codes: each id by a logit, and vertices that are there already by their copies."""
 
     num_quantizers: int
+    num_vertices_per_face: int
     codebook_size: int
     pad_id: int
     token_embed: nn.Embedding
@@ -31,7 +33,9 @@ class CodeHead(Module):
     def _build_head(self, dim: int, dim_fine: int, *, copy_vertices: bool) -> None:
         self.to_logits = nn.Linear(dim_fine, self.codebook_size + 1)
         self.vertex_copier = (
-            VertexCopier(dim, dim_fine, self.num_quantizers) if copy_vertices else None
+            VertexCopier(dim, dim_fine, self.num_quantizers, self.num_vertices_per_face)
+            if copy_vertices
+            else None
         )
 
     def _logits_of_all(
@@ -50,7 +54,7 @@ class CodeHead(Module):
             )
             for each in (logits, copier.to_query(hidden))
         )
-        logits = copy_into_logits(by_vertex, queries, self._make_keys(vertices), vertices)
+        logits = copy_into_logits(copier, by_vertex, queries, self._make_keys(vertices), vertices)
         return rearrange(logits, "b v q c -> b (v q) c")[:, :num_logits]
 
     def _logits_after(
@@ -64,9 +68,13 @@ class CodeHead(Module):
         complete = num_vertices * self.num_quantizers
         vertices = self._read_vertices(codes[:, :complete])
         query = rearrange(copier.to_query(hidden), "b 1 d -> b 1 1 d")
-        scores = rearrange(score_keys(query, self._make_keys(vertices)), "b 1 1 u -> b u")
+        vertex = torch.tensor([num_vertices], device=codes.device)
+        places = copier.find_places(vertex // self.num_vertices_per_face, num_vertices)
+        scores = score_keys(query, self._make_keys(vertices), places)
+        scores = rearrange(scores, "b 1 1 u -> b u")
         first = rearrange(codes[:, complete:], "b level -> b 1 level")
         matches = (vertices[:, :, :level] == first).all(dim=-1)
+        matches &= copier.may_copy(vertex, vertices)[:, 0]
         weights = scores.masked_fill(~matches, NO_WEIGHT)
         return add_weights(logits[:, 0], weights, vertices[:, :, level])[:, None]
 
@@ -110,7 +118,7 @@ class CodeHead(Module):
         padded = queries.new_zeros(*labels.shape, queries.shape[-1])
         padded = padded.index_put((row, face), queries)
         padded = rearrange(padded, "b nf (nvf q) d -> b (nf nvf) q d", q=self.num_quantizers)
-        weights = weigh_copies(padded, self._make_keys(vertices), vertices)
+        weights = weigh_copies(copier, padded, self._make_keys(vertices), vertices)
         by_face = (
             rearrange(each, "b (nf nvf) q -> b nf (nvf q)", nf=labels.shape[1]) for each in weights
         )

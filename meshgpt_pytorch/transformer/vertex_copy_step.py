@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from meshgpt_pytorch.transformer.step_linear import StepLinears
@@ -36,6 +36,7 @@ class VertexCopyStep:
         num_quantizers: int,
         linears: StepLinears,
     ) -> None:
+        self.copier = copier
         self.to_key, self.to_query = linears.read(copier.to_key), linears.read(copier.to_query)
         self.token_embed = token_embed
         self.num_quantizers = num_quantizers
@@ -92,16 +93,20 @@ class VertexCopyStep:
             return logits
         codes = self.codes[:, :length]
         query = rearrange(self.to_query(hidden), "b d -> b 1 1 d")
-        scores = rearrange(score_keys(query, self.keys[:, :length]), "b 1 1 u -> b u")
-        weights = scores.masked_fill(~self._may_be_copied(codes), NO_WEIGHT)
-        return add_weights(logits, weights, codes[:, :, self.level])
-
-    def _may_be_copied(self, codes: Int[Tensor, "b u q"]) -> Bool[Tensor, "b u"]:
+        vertex = self._count_vertices()
+        places = self.copier.find_places(vertex // self.copier.num_vertices_per_face, length)
+        scores = rearrange(score_keys(query, self.keys[:, :length], places), "b 1 1 u -> b u")
         first = self.vertex[:, None, : self.level]
         matches = (codes[:, :, : self.level] == first).all(dim=-1)
-        if self.static_length is None:
-            return matches
-        return matches & (torch.arange(codes.shape[1], device=codes.device) < self.static_length)
+        matches &= self.copier.may_copy(vertex, codes)[:, 0]
+        weights = scores.masked_fill(~matches, NO_WEIGHT)
+        return add_weights(logits, weights, codes[:, :, self.level])
+
+    def _count_vertices(self) -> Int[Tensor, " 1"]:
+        """Return how many vertices are complete, which is the number of the one being written."""
+        if self.static_length is not None:
+            return self.static_length
+        return torch.full((1,), self.length, device=self.codes.device)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on with some rows of the batch."""

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from meshgpt_pytorch.transformer import vertex_copying
 from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.vertex_copying import (
+    DISTANCES,
     CopyWeights,
+    VertexCopier,
     add_weights,
     copy_into_logits,
     weigh_copies,
@@ -21,7 +23,7 @@ from tests.transformer.models import (
     trained_parameters,
 )
 
-BATCH, NUM_VERTICES, DIM, NUM_IDS = 2, 9, 4, 7
+BATCH, NUM_VERTICES, DIM, NUM_IDS = 2, 12, 4, 7
 OPTIONS = [
     {},
     {"num_quantizers": 1},
@@ -29,29 +31,48 @@ OPTIONS = [
 ]
 
 
-def inputs(num_quantizers=2):
-    """Logits, queries, keys and codes; of three codes, so that vertices return."""
+def inputs(num_quantizers=2, num_vertices_per_face=3):
+    """A copier; logits, queries and keys; and codes, of three ids, so that vertices return."""
     generator = torch.Generator().manual_seed(0)
+    copier = VertexCopier(DIM, DIM, num_quantizers, num_vertices_per_face)
 
     def draw(*shape):
         tensor = torch.randn(BATCH, NUM_VERTICES, *shape, generator=generator, dtype=torch.float64)
         return tensor.requires_grad_()
 
     codes = torch.randint(3, (BATCH, NUM_VERTICES, num_quantizers), generator=generator)
-    return draw(num_quantizers, NUM_IDS), draw(num_quantizers, DIM), draw(DIM), codes
+    queries = draw(num_quantizers, copier.to_query.out_features)
+    return copier, (draw(num_quantizers, NUM_IDS), queries, draw(DIM)), codes
 
 
-def copy_in_loops(logits, queries, keys, codes):
+def place_in_loops(vertex, earlier, num_vertices_per_face):
+    """Number a corner and its distance."""
+    distance = vertex // num_vertices_per_face - earlier // num_vertices_per_face
+    steps = sum(distance >= limit for limit in DISTANCES)
+    return steps * num_vertices_per_face + earlier % num_vertices_per_face
+
+
+def may_copy_in_loops(codes, vertex, earlier, num_vertices_per_face):
+    """Tell whether a vertex of a mesh may be a copy of an earlier one."""
+    corners = codes[vertex // 3 * 3 : vertex] if num_vertices_per_face == 3 else []
+    return not any(corner.equal(codes[earlier]) for corner in corners)
+
+
+def copy_in_loops(copier, logits, queries, keys, codes):
     """Add to the weight of each id those of the earlier vertices that give it."""
     batch, num_vertices, num_quantizers, _ = logits.shape
+    nvf = copier.num_vertices_per_face
     rows = []
     for row in range(batch):
         for vertex in range(num_vertices):
             for level in range(num_quantizers):
                 weights = list(logits[row, vertex, level].exp())
+                query, of_places = queries[row, vertex, level].tensor_split([DIM])
                 for earlier in range(vertex):
-                    if codes[row, earlier, :level].equal(codes[row, vertex, :level]):
-                        score = queries[row, vertex, level] @ keys[row, earlier] * DIM**-0.5
+                    place = place_in_loops(vertex, earlier, nvf)
+                    same = codes[row, earlier, :level].equal(codes[row, vertex, :level])
+                    if same and may_copy_in_loops(codes[row], vertex, earlier, nvf):
+                        score = query @ keys[row, earlier] * DIM**-0.5 + of_places[place]
                         copied = int(codes[row, earlier, level])
                         weights[copied] = weights[copied] + score.exp()
                 rows.append(torch.stack(weights).log())
@@ -64,12 +85,13 @@ def well_used_codes(model, num_faces=5, batch=3):
     return few + 3 * (torch.arange(few.shape[1]) % model.num_quantizers)
 
 
-@pytest.mark.parametrize("num_quantizers", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 3), (3, 3), (2, 4)])
 @pytest.mark.parametrize("weights_at_once", [1, 100, 10**6])
-def test_logits_and_gradients_are_those_of_loops(monkeypatch, num_quantizers, weights_at_once):
+def test_logits_and_gradients_are_those_of_loops(monkeypatch, sizes, weights_at_once):
     monkeypatch.setattr(vertex_copying, "NUM_WEIGHTS_AT_ONCE", weights_at_once)
-    *tensors, codes = inputs(num_quantizers)
-    wanted, found = copy_in_loops(*tensors, codes), copy_into_logits(*tensors, codes)
+    copier, tensors, codes = inputs(*sizes)
+    wanted = copy_in_loops(copier, *tensors, codes)
+    found = copy_into_logits(copier, *tensors, codes)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn_like(wanted)
     pairs = (torch.autograd.grad((logits * weights).sum(), tensors) for logits in (found, wanted))
@@ -77,13 +99,11 @@ def test_logits_and_gradients_are_those_of_loops(monkeypatch, num_quantizers, we
         torch.testing.assert_close(gradient, want)
 
 
-@pytest.mark.parametrize("num_quantizers", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 3), (3, 3), (2, 4)])
 @pytest.mark.parametrize("weights_at_once", [1, 100, 10**6])
-def test_cross_entropy_and_gradients_are_those_of_loops(
-    monkeypatch, num_quantizers, weights_at_once
-):
+def test_cross_entropy_and_gradients_are_those_of_loops(monkeypatch, sizes, weights_at_once):
     monkeypatch.setattr(vertex_copying, "NUM_WEIGHTS_AT_ONCE", weights_at_once)
-    _, queries, keys, codes = inputs(num_quantizers)
+    copier, (_, queries, keys), codes = inputs(*sizes)
     generator = torch.Generator().manual_seed(1)
     hidden, weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
@@ -92,9 +112,10 @@ def test_cross_entropy_and_gradients_are_those_of_loops(
     labels = codes.flatten().clone()
     labels[::5] = -1
     logits = F.linear(hidden, weight, bias).reshape(*codes.shape, NUM_IDS)
-    mixed = copy_in_loops(logits, queries, keys, codes).flatten(end_dim=-2)
+    mixed = copy_in_loops(copier, logits, queries, keys, codes).flatten(end_dim=-2)
     wanted = F.cross_entropy(mixed, labels, ignore_index=-1)
-    copies = CopyWeights(*(each.flatten() for each in weigh_copies(queries, keys, codes)))
+    weights = weigh_copies(copier, queries, keys, codes)
+    copies = CopyWeights(*(each.flatten() for each in weights))
     found = linear_cross_entropy(hidden, weight, bias, labels, copies=copies, ignore_index=-1)
     # the loss is made in float32
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
@@ -106,12 +127,45 @@ def test_cross_entropy_and_gradients_are_those_of_loops(
 
 
 def test_ids_that_are_not_copied_keep_their_logits():
-    logits, *tensors = inputs()
-    added = copy_into_logits(logits, *tensors) - logits
-    assert (added[:, 1:, 0, :3] > 0).any() and (added >= -1e-12).all()
+    copier, (logits, *tensors), codes = inputs()
+    added = copy_into_logits(copier, logits, *tensors, codes) - logits
+    assert (added[:, 3:, 0, :3] > 0).any() and (added >= -1e-12).all()
     assert (added[..., 3:] == 0).all()
-    # nothing is there to be copied
-    assert (added[:, 0] == 0).all()
+    # nothing is there to be copied, or only vertices that the first triangle has already
+    assert (added[:, :3] == 0).all()
+
+
+@pytest.mark.parametrize("num_vertices_per_face", [3, 4])
+def test_only_quads_may_copy_their_own_vertices(num_vertices_per_face):
+    copier, _, _ = inputs(2, num_vertices_per_face)
+    # all corners are of one vertex, but for the first of each other face
+    codes = torch.zeros(1, 12, 2, dtype=torch.long)
+    codes[0, :: 2 * num_vertices_per_face, 1] = 1
+    may_copy = copier.may_copy(torch.arange(12), codes)
+    wanted = [
+        [
+            earlier < vertex and may_copy_in_loops(codes[0], vertex, earlier, num_vertices_per_face)
+            for earlier in range(12)
+        ]
+        for vertex in range(12)
+    ]
+    assert may_copy[0].tolist() == wanted
+    is_all = may_copy[0].sum(dim=1) == torch.arange(12)
+    assert is_all.all() if num_vertices_per_face == 4 else not is_all.all()
+
+
+@pytest.mark.parametrize("num_vertices_per_face", [3, 4])
+def test_places_are_told_apart_by_corner_and_by_distance(num_vertices_per_face):
+    copier = VertexCopier(DIM, DIM, 2, num_vertices_per_face)
+    num_vertices = (DISTANCES[-1] + 2) * num_vertices_per_face
+    vertices = torch.tensor([num_vertices - 2, num_vertices // 2, 50, 1])
+    places = copier.find_places(vertices // num_vertices_per_face, num_vertices)
+    for vertex, row in zip(vertices.tolist(), places, strict=True):
+        wanted = [place_in_loops(vertex, each, num_vertices_per_face) for each in range(vertex)]
+        assert row[:vertex].tolist() == wanted
+    # each distance and each corner has a score of its own
+    num_places = copier.to_query.out_features - DIM
+    assert places.unique().tolist() == list(range(num_places))
 
 
 def test_weights_of_any_size_are_finite_with_their_gradients():
