@@ -90,6 +90,7 @@ def generate(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         cond_scale=arguments.cond_scale,
         generator=generator,
+        vertex_consistent=True if arguments.vertex_consistent else None,
     )
     autoencoder = transformer.autoencoder
     mesh = faces_to_mesh(
@@ -113,7 +114,9 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     is_quads = autoencoder.num_vertices_per_face == 4
     mesh = canonicalize_mesh(load_mesh(arguments.mesh, quads=is_quads), **grid)
     codes = autoencoder.tokenize(*(each.to(device) for each in mesh))
-    faces = autoencoder.decode_from_codes_to_faces(codes[None])
+    faces = autoencoder.decode_from_codes_to_faces(
+        codes[None], vertex_consistent=True if arguments.vertex_consistent else None
+    )
     decoded = faces_to_mesh(faces.face_coords[0].cpu(), faces.face_mask[0].cpu(), **grid)
     say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
 
@@ -160,14 +163,25 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
     command.add_argument("--cond-scale", type=float, default=1.0, help="guidance, 1 or more")
     command.add_argument("--seed", type=int, default=0)
+    add_vertex_consistent(command)
 
     command = commands.add_parser("reconstruct", help="pass a mesh file through its codes")
     command.set_defaults(run=reconstruct)
     command.add_argument("model", type=Path, help="file that MeshAutoencoder.save wrote")
     command.add_argument("mesh", type=Path, help="mesh file to read")
     command.add_argument("out", type=Path, help="mesh file to write")
+    add_vertex_consistent(command)
     add_prepare(commands)
     return parser
+
+
+def add_vertex_consistent(command: argparse.ArgumentParser) -> None:
+    """Add the option of decoding that lets shared vertices coincide."""
+    command.add_argument(
+        "--vertex-consistent",
+        action="store_true",
+        help="let corners with equal codes coincide; by default if the model was built so",
+    )
 
 
 def add_prepare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -41,6 +41,19 @@ def test_reconstruct_writes_a_mesh_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert len(load_mesh(out).faces) > 0
 
 
+def test_shared_vertices_of_any_model_may_coincide(tmp_path: Path) -> None:
+    tokenizer, model = tmp_path / "autoencoder", tmp_path / "transformer"
+    make_autoencoder().save(tokenizer)
+    make_transformer().save(model)
+    box, out = save_mesh(box_mesh(), tmp_path / "box.obj"), tmp_path / "out.obj"
+    for words in (["reconstruct", tokenizer, box, out], ["generate", model, "--out", out]):
+        num_vertices = []
+        for options in ([], ["--vertex-consistent"]):
+            assert main([*map(str, words), *options]) == 0
+            num_vertices.append(len(load_mesh(out).vertices))
+        assert num_vertices[1] < num_vertices[0]
+
+
 def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "autoencoder"
     make_autoencoder().save(model)

@@ -1,8 +1,11 @@
 """The canonical form of a mesh: on the grid, clean, and in one order; and back from faces."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from meshgpt_pytorch.mesh.checks import check_mesh
@@ -81,6 +84,7 @@ def faces_to_mesh(
     face_coords: Float[Tensor, "nf nvf 3"],
     face_mask: Bool[Tensor, "nf"] | None = None,
     *,
+    codes: Int[Tensor, "n q"] | None = None,
     num_discrete_coors: int = 128,
     coor_continuous_range: tuple[float | int, float | int] = (-1.0, 1.0),
 ) -> Mesh:
@@ -90,18 +94,27 @@ def faces_to_mesh(
         face_coords: ``(nf, 3 or 4, 3)``, as `MeshAutoencoder.decode_from_codes_to_faces` and
             `MeshTransformer.generate` give them for one mesh. Faces that hold nan are padding.
         face_mask: ``(nf,)``, False for padding.
+        codes: ``(nf x 3 or 4, q)``, what the faces were decoded from. Corners with equal codes are
+            one vertex, at the mean of their coordinates, wherever each was decoded to.
         num_discrete_coors: number of bins that an axis has.
         coor_continuous_range: (low, high) that the bins divide.
 
     Returns:
         the mesh on bin centres, without padded and degenerate faces, which keep their order and
         winding. It is empty, with 0 vertices and faces, if no face is left.
+
+    Raises:
+        ValueError: codes that are not one row for each corner.
     """
     is_face = face_coords.isfinite().flatten(1).all(dim=1)
     if face_mask is not None:
         is_face &= face_mask
+    coords = face_coords[is_face].detach()
+    if codes is not None:
+        by_face = corner_codes(codes.to(coords.device), face_coords.shape[:2])
+        coords = move_to_means(coords, by_face[is_face])
     bins = discretize(
-        face_coords[is_face].detach(),
+        coords,
         continuous_range=coor_continuous_range,
         num_discrete=num_discrete_coors,
     )
@@ -117,6 +130,30 @@ def faces_to_mesh(
         coor_continuous_range,
         face_coords.device,
     )
+
+
+def corner_codes(codes: Int[Tensor, "n q"], shape: Sequence[int]) -> Int[Tensor, "nf nvf q"]:
+    """Split the codes of a mesh into faces."""
+    num_faces, nvf = shape
+    if len(codes) != num_faces * nvf:
+        raise ValueError(
+            f"codes must have a row for each corner of {num_faces} faces of {nvf} vertices, "
+            f"{num_faces * nvf}, got {len(codes)}; pass those that the faces were decoded from"
+        )
+    return rearrange(codes, "(nf nvf) q -> nf nvf q", nf=num_faces)
+
+
+def move_to_means(
+    coords: Float[Tensor, "nf nvf 3"], codes: Int[Tensor, "nf nvf q"]
+) -> Float[Tensor, "nf nvf 3"]:
+    """Move the corners that have equal codes to the mean of their coordinates."""
+    corners = rearrange(coords, "nf nvf c -> (nf nvf) c").double()
+    _, vertex, counts = rearrange(codes, "nf nvf q -> (nf nvf) q").unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
+    sums = corners.new_zeros(len(counts), 3).index_add(0, vertex, corners)
+    means = sums / rearrange(counts, "nv -> nv 1")
+    return rearrange(means[vertex], "(nf nvf) c -> nf nvf c", nf=len(coords)).to(coords.dtype)
 
 
 def normalized_bins(

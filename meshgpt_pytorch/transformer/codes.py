@@ -37,11 +37,13 @@ class MeshCodes:
         codes = move_padding_last(codes, self.autoencoder.pad_id)
         return codes.masked_fill(codes == self.autoencoder.pad_id, self.pad_id)
 
-    def detokenize(self, codes: Tensor) -> DecodedFaces:
+    def detokenize(self, codes: Tensor, *, vertex_consistent: bool | None = None) -> DecodedFaces:
         """Turn codes of this model back into faces.
 
         Args:
             codes: ``b n`` or ``b n q``, with this model's ``pad_id``; one mesh as ``codes[None]``.
+            vertex_consistent: let corners with equal codes coincide; the autoencoder's own option
+                by default.
 
         Returns:
             face coordinates ``b nf nvf 3``, nan where padded, and face mask ``b nf``.
@@ -50,7 +52,9 @@ class MeshCodes:
             ValueError: codes out of range, or of another shape.
         """
         codes = codes.masked_fill(codes == self.pad_id, self.autoencoder.pad_id)
-        decoded: Any = self.autoencoder.decode_from_codes_to_faces(codes)
+        decoded: Any = self.autoencoder.decode_from_codes_to_faces(
+            codes, vertex_consistent=vertex_consistent
+        )
         return decoded
 
 

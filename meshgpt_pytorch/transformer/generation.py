@@ -75,6 +75,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         quantize: str | None = None,
         on_face: Callable[[GeneratedFace], Any] | None = None,
         cuda_graphs: bool = False,
+        vertex_consistent: bool | None = None,
     ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
         """Sample meshes, in eval mode; each part's own mode returns afterwards.
 
@@ -109,6 +110,8 @@ class MeshGeneration(CodeModel, MeshCodes):
                 at first, and again when the room for keys and values doubles or meshes that have
                 ended are left out; the codes are the same. Off by default, since it has not run
                 on hardware yet.
+            vertex_consistent: let corners with equal codes coincide, see
+                ``decode_from_codes_to_faces``; the autoencoder's own option by default.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
@@ -151,7 +154,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         if return_codes:
             return rearrange(codes, "b (n q) -> b n q", q=self.num_quantizers)
 
-        decoded = self.detokenize(codes)
+        decoded = self.detokenize(codes, vertex_consistent=vertex_consistent)
         if face_coords_to_file is None:
             return decoded
         return [face_coords_to_file(coords[mask]) for coords, mask in zip(*decoded, strict=True)]

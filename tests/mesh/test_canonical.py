@@ -253,6 +253,37 @@ def test_faces_to_mesh_merges_vertices_of_one_bin():
     assert same(joined, mesh)
 
 
+def test_corners_with_equal_codes_become_one_vertex():
+    mesh = canonicalize_mesh(box_mesh())
+    codes = torch.stack((mesh.faces.flatten() % 4, mesh.faces.flatten() // 4), dim=1)
+    noise = torch.randn(12, 3, 3, generator=torch.Generator().manual_seed(0)) * 5 / 128
+    coords = mesh.vertices[mesh.faces] * 0.8 + noise
+    assert len(faces_to_mesh(coords).vertices) > 8
+    # a padded face says nothing of its vertices
+    padded = torch.cat((coords, torch.full((1, 3, 3), float("nan"))))
+    codes = torch.cat((codes, torch.full((3, 2), -1)))
+    joined = faces_to_mesh(padded, codes=codes)
+    means = torch.stack([coords[mesh.faces == vertex].mean(dim=0) for vertex in range(8)])
+    wanted = discretize(means, continuous_range=(-1.0, 1.0), num_discrete=128)[mesh.faces]
+    found = discretize(joined.vertices, continuous_range=(-1.0, 1.0), num_discrete=128)
+    assert torch.equal(found[joined.faces], wanted)
+    assert len(joined.vertices) == 8
+
+
+def test_codes_of_what_coincides_change_nothing(furniture):
+    for mesh in furniture[::10]:
+        coords = mesh.vertices[mesh.faces]
+        codes = mesh.faces.flatten()[:, None]
+        assert same(faces_to_mesh(coords, codes=codes), faces_to_mesh(coords))
+
+
+def test_codes_of_another_mesh_are_refused():
+    mesh = canonicalize_mesh(box_mesh())
+    coords, codes = mesh.vertices[mesh.faces], mesh.faces.flatten()[:, None]
+    with pytest.raises(ValueError, match=r"a row for each corner of 12 faces of 3 .* got 33"):
+        faces_to_mesh(coords, codes=codes[:-3])
+
+
 def test_faces_to_mesh_drops_padded_and_degenerate_faces_and_keeps_the_order():
     mesh = canonicalize_mesh(pyramid_mesh())
     order = torch.tensor([4, 2, 0, 5, 1, 3])

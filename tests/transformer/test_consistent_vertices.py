@@ -17,13 +17,13 @@ def never_eos(logits):
     return logits.index_fill(1, torch.tensor([EOS]), -torch.inf)
 
 
-def generate(kind, is_consistent):
+def generate(kind, is_consistent, **decoding):
     """Return the codes and faces of one mesh: 36 corners or more, of which some must be equal."""
     autoencoder = make_autoencoder(**KINDS[kind], num_quantizers=1, vertex_consistent=is_consistent)
     model = make_transformer(autoencoder=autoencoder, quads=kind == "quads")
     options = {"temperature": 0.0, "filter_logits_fn": never_eos, "progress": False}
     (codes,) = model.generate(**options, return_codes=True)
-    (face_coords,), _ = model.generate(**options)
+    (face_coords,), _ = model.generate(**options, **decoding)
     assert codes.numel() > autoencoder.codebook_size
     return codes.flatten(), face_coords
 
@@ -38,6 +38,20 @@ def test_generated_corners_of_equal_codes_coincide(kind):
     assert set(positions_of_vertices(*generate(kind, is_consistent=True))) == {1}
     # they do not by themselves
     assert max(positions_of_vertices(*generate(kind, is_consistent=False))) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_model_may_be_asked_for_vertices_that_coincide(kind):
+    codes, face_coords = generate(kind, is_consistent=False, vertex_consistent=True)
+    assert set(positions_of_vertices(codes, face_coords)) == {1}
+    assert max(positions_of_vertices(*generate(kind, True, vertex_consistent=False))) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mesh_joined_by_its_codes_has_no_more_vertices_than_these(kind):
+    codes, face_coords = generate(kind, is_consistent=False)
+    joined = faces_to_mesh(face_coords, codes=codes[:, None])
+    assert len(joined.vertices) <= len(codes.unique()) < len(faces_to_mesh(face_coords).vertices)
 
 
 @pytest.mark.parametrize("kind", KINDS)
