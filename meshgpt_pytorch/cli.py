@@ -91,6 +91,7 @@ def generate(arguments: argparse.Namespace) -> None:
         cond_scale=arguments.cond_scale,
         generator=generator,
         vertex_consistent=True if arguments.vertex_consistent else None,
+        distinct_faces=True,
     )
     autoencoder = transformer.autoencoder
     mesh = faces_to_mesh(

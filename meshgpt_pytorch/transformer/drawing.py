@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from meshgpt_pytorch.transformer.distinct_faces import forbid_repeats
 from meshgpt_pytorch.transformer.graphs import GraphedFunction, has_cuda_graphs
 from meshgpt_pytorch.transformer.prediction import CodeModel, Predictor, SteppingPredictor
 from meshgpt_pytorch.transformer.sampling import Sampling
@@ -20,16 +21,28 @@ class CodeDrawer:
         predictor: predicts its codes.
         sampling: how a code is drawn.
         batch: meshes at first.
+        distinct_faces: draw no code that repeats a vertex of its triangle or a face of its mesh.
 
     Attributes:
         rows: which meshes are left; those that have ended are left out by and by.
     """
 
     def __init__(
-        self, model: CodeModel, predictor: Predictor, sampling: Sampling, batch: int
+        self,
+        model: CodeModel,
+        predictor: Predictor,
+        sampling: Sampling,
+        batch: int,
+        *,
+        distinct_faces: bool = False,
     ) -> None:
         self.predictor = predictor
         self.sampling = sampling
+        self.distinct_faces = distinct_faces
+        self.face_size = {
+            "num_vertices_per_face": model.num_vertices_per_face,
+            "num_quantizers": model.num_quantizers,
+        }
         self.batch = batch
         self.eos_token_id = model.eos_token_id
         self.per_face = model.num_codes_per_face
@@ -39,7 +52,10 @@ class CodeDrawer:
         """Draw what follows after ``codes``: all that was drawn before is in them."""
         position = codes.shape[1]
         can_end = position > 0 and position % self.per_face == 0
-        return self._draw_code(self.predictor.predict(codes), can_end=can_end)[:, None]
+        logits = self.predictor.predict(codes).float()
+        if self.distinct_faces:
+            logits = forbid_repeats(logits, codes[self.rows], **self.face_size)
+        return self._draw_code(logits, can_end=can_end)[:, None]
 
     def _draw_code(self, logits: Float[Tensor, "rows c"], *, can_end: bool) -> Int[Tensor, " rows"]:
         logits = logits.float()

@@ -76,6 +76,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         on_face: Callable[[GeneratedFace], Any] | None = None,
         cuda_graphs: bool = False,
         vertex_consistent: bool | None = None,
+        distinct_faces: bool = False,
     ) -> DecodedFaces | Int[Tensor, "b n q"] | list[Any]:
         """Sample meshes, in eval mode; each part's own mode returns afterwards.
 
@@ -112,6 +113,8 @@ class MeshGeneration(CodeModel, MeshCodes):
                 on hardware yet.
             vertex_consistent: let corners with equal codes coincide, see
                 ``decode_from_codes_to_faces``; the autoencoder's own option by default.
+            distinct_faces: draw no triangle that repeats a vertex, and no face with the vertices of
+                another, as far as codes tell vertices apart; not with ``cuda_graphs``.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes
@@ -122,10 +125,15 @@ class MeshGeneration(CodeModel, MeshCodes):
                 twice given or of another batch size; a temperature below 0; options that ``top_k``
                 does not have, or that keep nothing; a limit that the model does not have; guidance
                 below 1; a precision, or CUDA graphs, that the device or the options of the decoders
-                do not have; CUDA graphs with a filter of the caller.
+                do not have; CUDA graphs with a filter of the caller, or with distinct faces.
             RuntimeError: logits that are not finite, as broken weights make them; int8 where torch
                 has no kernels for it.
         """
+        if distinct_faces and cuda_graphs:
+            raise ValueError(
+                "cuda_graphs=True cannot look at earlier faces, got distinct_faces=True too; leave "
+                "one of the two out"
+            )
         sampling = Sampling(filter_logits_fn, filter_kwargs, float(temperature), generator)
         precision = Precision(dtype, quantize)
         limit = self._limit_of(max_seq_len)
@@ -148,6 +156,7 @@ class MeshGeneration(CodeModel, MeshCodes):
                 precision,
                 with_cache=cache_kv,
                 with_graphs=cuda_graphs,
+                distinct_faces=distinct_faces,
                 progress=progress,
                 on_face=on_face,
             )
@@ -225,6 +234,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         *,
         with_cache: bool,
         with_graphs: bool,
+        distinct_faces: bool,
         progress: bool,
         on_face: Callable[[GeneratedFace], Any] | None,
     ) -> Int[Tensor, "b n"]:
@@ -239,7 +249,7 @@ class MeshGeneration(CodeModel, MeshCodes):
         if with_graphs:
             drawer: CodeDrawer = FaceDrawer(self, predictor, sampling, batch, limit)
         else:
-            drawer = CodeDrawer(self, predictor, sampling, batch)
+            drawer = CodeDrawer(self, predictor, sampling, batch, distinct_faces=distinct_faces)
         with tqdm(
             total=limit - length, desc="generate", unit="code", disable=not progress, leave=False
         ) as bar:
