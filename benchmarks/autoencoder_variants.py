@@ -64,8 +64,8 @@ VARIANTS = {
     "fsq": Variant(FSQ),
     "fsq, consistent": Variant({**FSQ, "vertex_consistent": True}),
     "fsq, shortcut": Variant({**FSQ, "vertex_shortcut": True}),
-    "recipe, not augmented": Variant(EXACT, is_augmented=False, learning_rate=1e-4),
     "recipe, fast": Variant(EXACT),
+    "recipe, fast, not augmented": Variant(EXACT, is_augmented=False),
     # the model, the augmentation and the learning rate of meshgpt_pytorch.quick_recipe
     "recipe": Variant(EXACT, learning_rate=1e-4),
 }

@@ -8,6 +8,7 @@ from meshgpt_pytorch import (
     MeshAutoencoderTrainer,
     MeshDataset,
     quick_recipe,
+    triangle_accuracy,
 )
 from meshgpt_pytorch.recipes import hold_then_fall
 from tests.helpers import FURNITURE
@@ -46,6 +47,43 @@ def test_the_recipe_trains_and_its_shared_vertices_coincide(tmp_path):
     (face_coords,), _ = autoencoder.decode_from_codes_to_faces(codes[None])
     for vertex in range(len(mesh["vertices"])):
         assert len(face_coords[mesh["faces"] == vertex].unique(dim=0)) == 1
+
+
+def share_rebuilt(autoencoder, meshes):
+    """Share of the faces that come back from their codes with all coordinates right."""
+    num_right = num_faces = 0
+    for mesh in meshes:
+        codes = autoencoder.tokenize(**mesh)
+        coords, mask = autoencoder.decode_from_codes_to_faces(codes[None])
+        target = mesh["vertices"][mesh["faces"]][None]
+        num_right += triangle_accuracy(coords, target, mask).triangle * target.shape[1]
+        num_faces += target.shape[1]
+    return num_right / num_faces
+
+
+def test_unseen_meshes_are_rebuilt_before_training_and_on_its_way(tmp_path):
+    recipe = quick_recipe(num_train_steps=1000)
+    torch.manual_seed(0)
+    autoencoder = MeshAutoencoder(**{**recipe.model, **SMALL})
+    meshes = MeshDataset(FURNITURE).filter(max_faces=80).canonicalize()
+    meshes = meshes.with_keys("vertices", "faces")
+    unseen = [meshes[index] for index in range(8)]
+    assert share_rebuilt(autoencoder, unseen) == 1.0
+    trainer = MeshAutoencoderTrainer(
+        autoencoder,
+        meshes.select(range(8, len(meshes))).augment(recipe.augmentation),
+        # at ten times the recipe's learning rate, faces are lost within these steps
+        **{**recipe.trainer, "num_train_steps": 40, "warmup_steps": 0},
+        batch_size=8,
+        checkpoint_folder=tmp_path,
+        ema_kwargs=None,
+        accelerator_kwargs={"cpu": True},
+        progress=False,
+        seed=0,
+    )
+    trainer()
+    assert autoencoder.vertex_shortcut.encoder_gate.abs().max() > 0
+    assert share_rebuilt(autoencoder, unseen) == 1.0
 
 
 def test_learning_rate_holds_then_falls_to_zero():
