@@ -91,7 +91,7 @@ def generate(arguments: argparse.Namespace) -> None:
         cond_scale=arguments.cond_scale,
         generator=generator,
         vertex_consistent=True if arguments.vertex_consistent else None,
-        distinct_faces=True,
+        distinct_faces=arguments.distinct_faces,
     )
     autoencoder = transformer.autoencoder
     mesh = faces_to_mesh(
@@ -165,6 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--cond-scale", type=float, default=1.0, help="guidance, 1 or more")
     command.add_argument("--seed", type=int, default=0)
     add_vertex_consistent(command)
+    command.add_argument(
+        "--distinct-faces",
+        action="store_true",
+        help="write no face twice, not even the two sides of a thin wall",
+    )
 
     command = commands.add_parser("reconstruct", help="pass a mesh file through its codes")
     command.set_defaults(run=reconstruct)

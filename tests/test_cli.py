@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from meshgpt_pytorch import load_mesh, save_mesh
 from meshgpt_pytorch.cli import main
@@ -52,6 +53,23 @@ def test_shared_vertices_of_any_model_may_coincide(tmp_path: Path) -> None:
             assert main([*map(str, words), *options]) == 0
             num_vertices.append(len(load_mesh(out).vertices))
         assert num_vertices[1] < num_vertices[0]
+
+
+def test_faces_are_distinct_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "transformer", tmp_path / "out.obj"
+    transformer = make_transformer()
+    with torch.no_grad():
+        # the same code again and again is a face without area
+        transformer.to_logits.bias[0] += 100
+    transformer.save(model)
+    words = ["generate", str(model), "--out", str(out), "--temperature", "0"]
+    words.append("--vertex-consistent")
+    assert main(words) == 1
+    assert "the mesh has no faces" in capsys.readouterr().err
+    assert main([*words, "--distinct-faces"]) == 0
+    assert len(load_mesh(out).faces) > 0
 
 
 def test_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,8 +45,8 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
     Items are dicts: ``vertices`` and ``faces`` in canonical order, ``face_edges`` of them, and
     whatever else an item has. They depend on the seed, the epoch and the index alone, not on the
     worker that reads them. Parts as thin as a bin fall flat where their axis shrinks: where faces
-    are lost so, the augmentation is drawn again, a few times; then the mesh with most of its faces
-    is taken.
+    are lost so, more than as it is, the augmentation is drawn again, up to seven times; then the
+    draw that lost the smallest share is taken.
 
     Args:
         dataset: items with vertices and faces, in the range.
@@ -155,14 +155,20 @@ class AugmentedDataset(Dataset[dict[str, Any]]):
             if kept == 1:
                 return on_grid
             if kept_without is None:
-                # of a mesh with duplicate faces not all are kept as it is
-                kept_without = len(self._on_grid(mesh).faces) / len(mesh.faces)
+                kept_without = self._share_on_grid(mesh)
             if kept > most_kept:
                 best, most_kept = on_grid, kept
             if kept >= kept_without:
                 break
         # a flat or tiny mesh can vanish between the bins in each draw: then it stays as it is
         return self._on_grid(mesh) if best is None else best
+
+    def _share_on_grid(self, mesh: Mesh) -> float:
+        """Return the share of faces that the grid keeps: not all of a mesh with duplicate faces."""
+        try:
+            return len(self._on_grid(mesh).faces) / len(mesh.faces)
+        except VanishedMeshError:
+            return 1.0
 
     def _draw(self, mesh: Mesh, generator: torch.Generator) -> Mesh:
         """Augment a mesh of the cube once."""

@@ -140,7 +140,7 @@ def corner_codes(codes: Int[Tensor, "n q"], shape: Sequence[int]) -> Int[Tensor,
             f"codes must have a row for each corner of {num_faces} faces of {nvf} vertices, "
             f"{num_faces * nvf}, got {len(codes)}; pass those that the faces were decoded from"
         )
-    return rearrange(codes, "(nf nvf) q -> nf nvf q", nf=num_faces)
+    return rearrange(codes, "(nf nvf) q -> nf nvf q", nvf=nvf)
 
 
 def move_to_means(
@@ -153,7 +153,7 @@ def move_to_means(
     )
     sums = corners.new_zeros(len(counts), 3).index_add(0, vertex, corners)
     means = sums / rearrange(counts, "nv -> nv 1")
-    return rearrange(means[vertex], "(nf nvf) c -> nf nvf c", nf=len(coords)).to(coords.dtype)
+    return rearrange(means[vertex], "(nf nvf) c -> nf nvf c", nvf=coords.shape[1]).to(coords.dtype)
 
 
 def normalized_bins(

@@ -9,12 +9,10 @@ from torch.nn import Module
 
 from meshgpt_pytorch.transformer.losses import linear_cross_entropy
 from meshgpt_pytorch.transformer.vertex_copying import (
-    NO_WEIGHT,
     CopyWeights,
     VertexCopier,
-    add_weights,
     copy_into_logits,
-    score_keys,
+    copy_into_next,
     weigh_copies,
 )
 
@@ -62,21 +60,21 @@ class CodeHead(Module):
     ) -> Float[Tensor, "b 1 c"]:
         """Predict the code after a sequence."""
         logits, copier = self.to_logits(hidden), self.vertex_copier
-        num_vertices, level = divmod(codes.shape[1], self.num_quantizers)
-        if copier is None or num_vertices == 0:
+        if copier is None:
             return logits
-        complete = num_vertices * self.num_quantizers
-        vertices = self._read_vertices(codes[:, :complete])
-        query = rearrange(copier.to_query(hidden), "b 1 d -> b 1 1 d")
-        vertex = torch.tensor([num_vertices], device=codes.device)
-        places = copier.find_places(vertex // self.num_vertices_per_face, num_vertices)
-        scores = score_keys(query, self._make_keys(vertices), places)
-        scores = rearrange(scores, "b 1 1 u -> b u")
-        first = rearrange(codes[:, complete:], "b level -> b 1 level")
-        matches = (vertices[:, :, :level] == first).all(dim=-1)
-        matches &= copier.may_copy(vertex, vertices)[:, 0]
-        weights = scores.masked_fill(~matches, NO_WEIGHT)
-        return add_weights(logits[:, 0], weights, vertices[:, :, level])[:, None]
+        num_vertices = codes.shape[1] // self.num_quantizers
+        complete, begun = codes.tensor_split([num_vertices * self.num_quantizers], dim=1)
+        vertices = self._read_vertices(complete)
+        next_logits = copy_into_next(
+            copier,
+            logits[:, 0],
+            copier.to_query(hidden)[:, 0],
+            self._make_keys(vertices),
+            vertices,
+            vertex=torch.full((1,), num_vertices, device=codes.device),
+            begun=begun,
+        )
+        return rearrange(next_logits, "b c -> b 1 c")
 
     def _cross_entropy(
         self,

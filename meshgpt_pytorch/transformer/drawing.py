@@ -21,7 +21,7 @@ class CodeDrawer:
         predictor: predicts its codes.
         sampling: how a code is drawn.
         batch: meshes at first.
-        distinct_faces: draw no code that repeats a vertex of its triangle or a face of its mesh.
+        distinct_faces: forbid codes that would repeat a face, see ``forbid_repeats``.
 
     Attributes:
         rows: which meshes are left; those that have ended are left out by and by.
@@ -58,7 +58,6 @@ class CodeDrawer:
         return self._draw_code(logits, can_end=can_end)[:, None]
 
     def _draw_code(self, logits: Float[Tensor, "rows c"], *, can_end: bool) -> Int[Tensor, " rows"]:
-        logits = logits.float()
         if not can_end:
             logits[:, self.eos_token_id].fill_(-torch.finfo(logits.dtype).max)
         if len(self.rows) == self.batch or self.sampling.takes_each_row_alone:
@@ -137,7 +136,7 @@ class FaceDrawer(CodeDrawer):
     def _draw_face(self) -> Int[Tensor, "rows per_face"]:
         code, drawn = self.code, []
         for place in range(1, self.per_face + 1):
-            logits = self.predictor.step(code)
+            logits = self.predictor.step(code).float()
             code = self._draw_code(logits, can_end=place == self.per_face)
             drawn.append(code)
         return torch.stack(drawn, dim=1)

@@ -113,8 +113,9 @@ class MeshGeneration(CodeModel, MeshCodes):
                 on hardware yet.
             vertex_consistent: let corners with equal codes coincide, see
                 ``decode_from_codes_to_faces``; the autoencoder's own option by default.
-            distinct_faces: draw no triangle that repeats a vertex, and no face with the vertices of
-                another, as far as codes tell vertices apart; not with ``cuda_graphs``.
+            distinct_faces: draw no face with less than 3 vertices, and none with the vertices of
+                another, which the two sides of a thin wall have; as far as codes tell vertices
+                apart, and allow another. Not with ``cuda_graphs``.
 
         Returns:
             face coordinates ``b nf nvf 3`` (nan where padded) and the mask ``b nf``; or codes

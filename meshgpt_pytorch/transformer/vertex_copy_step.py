@@ -6,13 +6,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from meshgpt_pytorch.transformer.step_linear import StepLinears
-from meshgpt_pytorch.transformer.vertex_copying import (
-    NO_WEIGHT,
-    VertexCopier,
-    add_weights,
-    score_keys,
-)
+from meshgpt_pytorch.transformer.step_linear import StepLinears, step_dtype
+from meshgpt_pytorch.transformer.vertex_copying import VertexCopier, copy_into_next
 
 FIRST_CAPACITY = 16
 
@@ -38,7 +33,8 @@ class VertexCopyStep:
     ) -> None:
         self.copier = copier
         self.to_key, self.to_query = linears.read(copier.to_key), linears.read(copier.to_query)
-        self.token_embed = token_embed
+        # keys are made in the dtype of a step, whatever that of the weights
+        self.token_embed = token_embed.to(step_dtype(token_embed.dtype))
         self.num_quantizers = num_quantizers
         self.length, self.level = divmod(codes.shape[1], num_quantizers)
         # how many vertices are complete, once the device counts
@@ -88,25 +84,20 @@ class VertexCopyStep:
         self, logits: Float[Tensor, "b c"], hidden: Float[Tensor, "b d"]
     ) -> Float[Tensor, "b c"]:
         """Add the weights of copies to the logits of the next code, made from ``hidden``."""
-        length = self.length if self.static_length is None else self.codes.shape[1]
-        if length == 0:
-            return logits
-        codes = self.codes[:, :length]
-        query = rearrange(self.to_query(hidden), "b d -> b 1 1 d")
-        vertex = self._count_vertices()
-        places = self.copier.find_places(vertex // self.copier.num_vertices_per_face, length)
-        scores = rearrange(score_keys(query, self.keys[:, :length], places), "b 1 1 u -> b u")
-        first = self.vertex[:, None, : self.level]
-        matches = (codes[:, :, : self.level] == first).all(dim=-1)
-        matches &= self.copier.may_copy(vertex, codes)[:, 0]
-        weights = scores.masked_fill(~matches, NO_WEIGHT)
-        return add_weights(logits, weights, codes[:, :, self.level])
-
-    def _count_vertices(self) -> Int[Tensor, " 1"]:
-        """Return how many vertices are complete, which is the number of the one being written."""
-        if self.static_length is not None:
-            return self.static_length
-        return torch.full((1,), self.length, device=self.codes.device)
+        if self.static_length is None:
+            # as many vertices are complete, which is the number of the one being written
+            length, vertex = self.length, torch.full((1,), self.length, device=self.codes.device)
+        else:
+            length, vertex = self.codes.shape[1], self.static_length
+        return copy_into_next(
+            self.copier,
+            logits,
+            self.to_query(hidden),
+            self.keys[:, :length],
+            self.codes[:, :length],
+            vertex=vertex,
+            begun=self.vertex[:, : self.level],
+        )
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
         """Go on with some rows of the batch."""

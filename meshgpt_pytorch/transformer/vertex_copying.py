@@ -57,7 +57,9 @@ class VertexCopier(Module):
     ) -> None:
         super().__init__()
         self.num_vertices_per_face = num_vertices_per_face
-        num_places = num_vertices_per_face * (len(DISTANCES) + 1)
+        # vertices of the same face are copied by quads alone
+        self.first_distance = 1 if num_vertices_per_face == 3 else 0
+        num_places = num_vertices_per_face * (len(DISTANCES) + 1 - self.first_distance)
         self.to_key = nn.Linear(num_quantizers * dim, dim_fine)
         # a score of each place behind what meets the keys
         self.to_query = nn.Linear(dim_fine, dim_fine + num_places)
@@ -76,7 +78,9 @@ class VertexCopier(Module):
         """
         corner = torch.arange(num_vertices, device=face.device)
         distance = rearrange(face, "v -> v 1") - corner // self.num_vertices_per_face
-        step = torch.bucketize(distance, self.distances, right=True)
+        step = torch.bucketize(distance, self.distances, right=True) - self.first_distance
+        # those that may not be copied have any place
+        step = step.clamp(min=0)
         return step * self.num_vertices_per_face + corner % self.num_vertices_per_face
 
     def may_copy(
@@ -188,6 +192,36 @@ def copy_block(
     scores, matches = score_block(copier, queries, keys, codes)
     weights = scores.masked_fill(~matches[:, :, :-1], NO_WEIGHT)
     return add_weights(logits, weights, repeat(codes, "b u q -> b v q u", v=logits.shape[1]))
+
+
+def copy_into_next(
+    copier: VertexCopier,
+    logits: Float[Tensor, "b c"],
+    query: Float[Tensor, "b d_query"],
+    keys: Float[Tensor, "b u d_key"],
+    codes: Int[Tensor, "b u q"],
+    *,
+    vertex: Int[Tensor, " 1"],
+    begun: Int[Tensor, "b level"],
+) -> Float[Tensor, "b c"]:
+    """Add the weights of copies to the logits of the code that comes next.
+
+    Args:
+        copier: knows the faces.
+        logits, query: of the code.
+        keys, codes: of the vertices before it; what stands behind them has no weight.
+        vertex: which one the code is of.
+        begun: its first codes.
+    """
+    num_vertices, level = codes.shape[1], begun.shape[1]
+    if num_vertices == 0:
+        return logits
+    places = copier.find_places(vertex // copier.num_vertices_per_face, num_vertices)
+    scores = score_keys(rearrange(query, "b d -> b 1 1 d"), keys, places)
+    has_begun = (codes[:, :, :level] == rearrange(begun, "b level -> b 1 level")).all(dim=-1)
+    matches = has_begun & copier.may_copy(vertex, codes)[:, 0]
+    weights = rearrange(scores, "b 1 1 u -> b u").masked_fill(~matches, NO_WEIGHT)
+    return add_weights(logits, weights, codes[:, :, level])
 
 
 def score_block(

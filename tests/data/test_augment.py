@@ -346,6 +346,20 @@ def test_a_mesh_with_duplicate_faces_is_drawn_once():
     assert len(drawn) == 1
 
 
+def test_a_mesh_that_only_its_augmentation_makes_large_enough_may_lose_faces():
+    box = box_mesh()
+    tiny_face = torch.tensor([[8, 9, 10]])
+    mesh = Mesh(
+        torch.cat((box.vertices, box.vertices[:3] * 1e-5)) * 1e-3 + 0.004,
+        torch.cat((box.faces, tiny_face)),
+    )
+
+    def grow(mesh, generator):
+        return mesh._replace(vertices=(mesh.vertices - 0.004) * 1e3)
+
+    assert len(MeshDataset.from_meshes([mesh]).augment(grow)[0]["faces"]) == 12
+
+
 def test_augmentation_keeps_the_faces_of_real_meshes(pack):
     meshes = pack.filter(max_faces=100).canonicalize()
     dataset = meshes.augment(quick_recipe(1).augmentation)

@@ -303,6 +303,8 @@ def test_faces_to_mesh_of_nothing_is_an_empty_mesh(num_vertices_per_face):
         faces_to_mesh(coords[:0]),
         faces_to_mesh(torch.zeros_like(coords)),
         faces_to_mesh(torch.rand_like(coords), torch.zeros(5, dtype=torch.bool)),
+        faces_to_mesh(coords, codes=torch.full((5 * num_vertices_per_face, 2), -1)),
+        faces_to_mesh(coords[:0], codes=torch.zeros(0, 2, dtype=torch.long)),
     ):
         assert empty.vertices.shape == (0, 3) and empty.vertices.dtype == torch.float32
         assert empty.faces.shape == (0, num_vertices_per_face) and empty.faces.dtype == torch.long

@@ -18,21 +18,21 @@ def split(codes, num_vertices_per_face, num_quantizers):
 
 
 def as_sets(faces):
-    """Faces without the order of their vertices."""
-    return {tuple(sorted(face)) for face in faces}
+    return {frozenset(face) for face in faces}
 
 
 def repeats_something(codes, num_vertices_per_face, num_quantizers):
-    """Tell whether the vertex that a row ends with is in its triangle, or its last face earlier."""
+    """Tell whether the vertex that a row ends with spoils its face."""
     nvf, q = num_vertices_per_face, num_quantizers
     if len(codes) % q:
         return False
     vertices = [tuple(vertex) for vertex in codes.unflatten(0, (-1, q)).tolist()]
     start = (len(vertices) - 1) // nvf * nvf
-    if nvf == 3 and vertices[-1] in vertices[start:-1]:
+    face, num_missing = vertices[start:], nvf - len(vertices[start:])
+    if face[-1] in face[:-1] and len(set(face)) + num_missing < 3:
         return True
-    faces = [sorted(vertices[first : first + nvf]) for first in range(0, start, nvf)]
-    return len(vertices) % nvf == 0 and sorted(vertices[start:]) in faces
+    faces = as_sets(vertices[first : first + nvf] for first in range(0, start, nvf))
+    return num_missing == 0 and frozenset(face) in faces
 
 
 @pytest.mark.parametrize(("num_vertices_per_face", "num_quantizers"), SIZES)
@@ -50,7 +50,8 @@ def test_what_is_forbidden_repeats_a_vertex_or_a_face(num_vertices_per_face, num
         for row in range(4):
             for code in range(NUM_IDS):
                 longer = torch.cat((codes[row], torch.tensor([code])))
-                is_forbidden = repeats_something(longer, **size)
+                # the last id is that of the end
+                is_forbidden = code < NUM_IDS - 1 and repeats_something(longer, **size)
                 num_forbidden += is_forbidden
                 wanted = torch.finfo(logits.dtype).min if is_forbidden else logits[row, code]
                 assert found[row, code] == wanted
@@ -84,8 +85,7 @@ def test_generated_faces_are_distinct_if_asked_for(options, cache_kv):
     def num_repeats(codes):
         meshes = [split(row.flatten(), *size) for row in codes]
         repeats = sum(len(faces) - len(as_sets(faces)) for faces in meshes)
-        degenerate = sum(len(set(face)) < 3 for faces in meshes for face in faces)
-        return repeats + (0 if "quads" in options else degenerate)
+        return repeats + sum(len(set(face)) < 3 for faces in meshes for face in faces)
 
     codes = generate(distinct_faces=True)
     assert codes.shape == (3, NUM_FACES * size[0], size[1])
@@ -95,15 +95,32 @@ def test_generated_faces_are_distinct_if_asked_for(options, cache_kv):
 
 def test_faces_of_a_prompt_count():
     model = make_transformer()
-    options = {"temperature": 0.0, "return_codes": True, "progress": False}
-    options["filter_logits_fn"] = endless(model, 1)
-    prompt = model.generate(**options, max_seq_len=2 * model.num_codes_per_face)
-    options["filter_logits_fn"] = EndRowsAfter(
-        model, [NUM_FACES + 1], num_prompted=prompt[0].numel()
-    )
-    codes = model.generate(prompt, **options, distinct_faces=True)
-    faces = split(codes[0].flatten(), 3, 2)
-    assert not as_sets(faces[:2]) & as_sets(faces[2:])
+    # the first face of a model that always says the same, which are three vertices
+    prompt = torch.tensor([[0, 1, 0, 2, 0, 3]])
+    with torch.no_grad():
+        model.to_logits.bias[0] += 200
+        model.to_logits.bias[1:4] += 100
+
+    def first_face(**distinct):
+        filter_logits_fn = EndRowsAfter(model, [3], num_prompted=prompt.numel())
+        options = {"temperature": 0.0, "return_codes": True, "progress": False, **distinct}
+        codes = model.generate(prompt, filter_logits_fn=filter_logits_fn, **options)
+        return split(codes[0].flatten(), 3, 2)[1]
+
+    assert len(set(first_face())) < 3
+    face = first_face(distinct_faces=True)
+    assert len(set(face)) == 3 and set(face) <= {(0, code) for code in range(4)}
+    assert set(face) != {(0, 1), (0, 2), (0, 3)}
+
+
+def test_where_all_codes_are_forbidden_one_is_drawn_all_the_same():
+    codes = torch.tensor([[0, 1, 2, 0, 1]])
+    size = {"num_vertices_per_face": 3, "num_quantizers": 1}
+    # of three ids and the end
+    assert (forbid_repeats(torch.zeros(1, 4), codes, **size) == 0).all()
+    # of four
+    found = forbid_repeats(torch.zeros(1, 5), codes, **size)
+    assert (found == 0).tolist() == [[False, False, False, True, True]]
 
 
 def test_graphs_cannot_look_at_earlier_faces():

@@ -24,6 +24,8 @@ KINDS = {
     "triangles": {"coarse_post_gateloop_depth": 1},
     "triangles, heinsen": {"gateloop_use_heinsen": True},
     "quads": {"quads": True, "dim": (24, 16)},
+    "triangles, vertices copied": {"copy_vertices": True},
+    "quads, vertices copied": {"quads": True, "dim": (24, 16), "copy_vertices": True},
     "text": ALL_TEXT,
     "text, no memory": {
         **ALL_TEXT,

@@ -48,7 +48,8 @@ def inputs(num_quantizers=2, num_vertices_per_face=3):
 def place_in_loops(vertex, earlier, num_vertices_per_face):
     """Number a corner and its distance."""
     distance = vertex // num_vertices_per_face - earlier // num_vertices_per_face
-    steps = sum(distance >= limit for limit in DISTANCES)
+    # those of the same triangle have no place of their own
+    steps = sum(distance >= limit for limit in DISTANCES[num_vertices_per_face == 3 :])
     return steps * num_vertices_per_face + earlier % num_vertices_per_face
 
 
