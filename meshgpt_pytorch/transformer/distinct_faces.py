@@ -5,6 +5,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from meshgpt_pytorch.transformer.vertex_equality import are_same_vertices
+
 
 def forbid_repeats(
     logits: Float[Tensor, "b c"],
@@ -46,7 +48,7 @@ def forbid_repeats(
 
 def too_few_left(written: Int[Tensor, "b k q"], num_vertices_per_face: int) -> Bool[Tensor, "b k"]:
     """Tell which vertices of a face cannot come again: fewer than 3 distinct ones would be left."""
-    same = are_same(written, written).tril(diagonal=-1).any(dim=2)
+    same = are_same_vertices(written, written).tril(diagonal=-1).any(dim=2)
     num_distinct = (~same).sum(dim=1, keepdim=True)
     num_after_next = num_vertices_per_face - written.shape[1] - 1
     return (num_distinct + num_after_next < 3).expand(written.shape[:2])
@@ -58,18 +60,12 @@ def are_all_that_is_missing(
     """Tell which vertices would make of those written a face that is there."""
     nvf = faces.shape[2]
     each = rearrange(faces, "b nf nvf q -> b (nf nvf) q")
-    is_written = rearrange(are_same(each, written), "b (nf nvf) k -> b nf nvf k", nvf=nvf)
+    is_written = rearrange(are_same_vertices(each, written), "b (nf nvf) k -> b nf nvf k", nvf=nvf)
     has_all_written = is_written.any(dim=2).all(dim=-1)
     in_face = rearrange(faces, "b nf nvf q -> (b nf) nvf q")
-    is_same = rearrange(are_same(in_face, in_face), "(b nf) p r -> b nf p r", b=len(faces))
+    is_same = rearrange(are_same_vertices(in_face, in_face), "(b nf) p r -> b nf p r", b=len(faces))
     others_are_written = is_same | rearrange(is_written.any(dim=-1), "b nf r -> b nf 1 r")
     return others_are_written.all(dim=-1) & rearrange(has_all_written, "b nf -> b nf 1")
-
-
-def are_same(vertices: Int[Tensor, "b u q"], others: Int[Tensor, "b v q"]) -> Bool[Tensor, "b u v"]:
-    """Compare vertices by their codes."""
-    pairs = rearrange(vertices, "b u q -> b u 1 q") == rearrange(others, "b v q -> b 1 v q")
-    return pairs.all(dim=-1)
 
 
 def completes_to(

@@ -13,8 +13,6 @@ predicted, and `u` that of vertices that may be copied: corners of faces, in the
 """
 
 from collections.abc import Iterator
-from functools import reduce
-from operator import and_
 from typing import NamedTuple
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from meshgpt_pytorch.recompute import run_checkpointed
+from meshgpt_pytorch.transformer.vertex_equality import are_same_vertices
 
 # weights that are made at a time: 16 MB in float32
 NUM_WEIGHTS_AT_ONCE = 2**22
@@ -100,7 +99,7 @@ class VertexCopier(Module):
             for before in (1, 2):
                 in_triangle = rearrange(vertex % 3 >= before, "v -> v 1")
                 corner = codes.index_select(1, (vertex - before).clamp(min=0))
-                may_copy = may_copy & ~(have_codes(codes, corner) & in_triangle)
+                may_copy = may_copy & ~(are_same_vertices(corner, codes) & in_triangle)
         return may_copy
 
 
@@ -240,7 +239,7 @@ def score_block(
     places = copier.find_places(last // copier.num_vertices_per_face, num_vertices)
     matches = [copier.may_copy(last, codes)]
     for level in codes.split(1, dim=-1):
-        matches.append(matches[-1] & have_codes(level, level[:, last]))
+        matches.append(matches[-1] & are_same_vertices(level[:, last], level))
     return score_keys(queries, keys, places), torch.stack(matches, dim=2)
 
 
@@ -250,17 +249,6 @@ def blocks_of(queries: Float[Tensor, "b v q d_query"]) -> Iterator[slice]:
     size = max(1, NUM_WEIGHTS_AT_ONCE // (batch * num_quantizers * max(1, num_vertices)))
     for start in range(0, num_vertices, size):
         yield slice(start, min(start + size, num_vertices))
-
-
-def have_codes(
-    codes: Int[Tensor, "b u level"], wanted: Int[Tensor, "b v level"]
-) -> Bool[Tensor, "b v u"]:
-    """Tell which vertices have some codes."""
-    same = [
-        rearrange(of_wanted, "b v -> b v 1") == rearrange(of_vertex, "b u -> b 1 u")
-        for of_vertex, of_wanted in zip(codes.unbind(-1), wanted.unbind(-1), strict=True)
-    ]
-    return reduce(and_, same)
 
 
 def add_weights(
