@@ -90,7 +90,7 @@ def generate(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         cond_scale=arguments.cond_scale,
         generator=generator,
-        vertex_consistent=True if arguments.vertex_consistent else None,
+        vertex_consistent=arguments.vertex_consistent,
         distinct_faces=arguments.distinct_faces,
     )
     autoencoder = transformer.autoencoder
@@ -116,7 +116,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     mesh = canonicalize_mesh(load_mesh(arguments.mesh, quads=is_quads), **grid)
     codes = autoencoder.tokenize(*(each.to(device) for each in mesh))
     faces = autoencoder.decode_from_codes_to_faces(
-        codes[None], vertex_consistent=True if arguments.vertex_consistent else None
+        codes[None], vertex_consistent=arguments.vertex_consistent
     )
     decoded = faces_to_mesh(faces.face_coords[0].cpu(), faces.face_mask[0].cpu(), **grid)
     say(f"{save_mesh(decoded, arguments.out)}: {len(decoded.faces)} of {len(mesh.faces)} faces")
@@ -185,7 +185,8 @@ def add_vertex_consistent(command: argparse.ArgumentParser) -> None:
     """Add the option of decoding that lets shared vertices coincide."""
     command.add_argument(
         "--vertex-consistent",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="let corners with equal codes coincide; by default if the model was built so",
     )
 

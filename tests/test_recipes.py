@@ -18,6 +18,12 @@ SMALL = {
     "decoder_dims_through_depth": (16, 16),
     "dim_codebook": 32,
 }
+QUIET = {
+    "ema_kwargs": None,
+    "accelerator_kwargs": {"cpu": True},
+    "progress": False,
+    "seed": 0,
+}
 
 
 def test_the_recipe_trains_and_its_shared_vertices_coincide(tmp_path):
@@ -34,10 +40,7 @@ def test_the_recipe_trains_and_its_shared_vertices_coincide(tmp_path):
         batch_size=4,
         on_step=lambda record: losses.append(record["loss"]),
         checkpoint_folder=tmp_path,
-        ema_kwargs=None,
-        accelerator_kwargs={"cpu": True},
-        progress=False,
-        seed=0,
+        **QUIET,
     )
     trainer()
     assert len(losses) == 4
@@ -76,10 +79,7 @@ def test_unseen_meshes_are_rebuilt_before_training_and_on_its_way(tmp_path):
         **{**recipe.trainer, "num_train_steps": 40, "warmup_steps": 0},
         batch_size=8,
         checkpoint_folder=tmp_path,
-        ema_kwargs=None,
-        accelerator_kwargs={"cpu": True},
-        progress=False,
-        seed=0,
+        **QUIET,
     )
     trainer()
     assert autoencoder.vertex_shortcut.encoder_gate.abs().max() > 0

@@ -28,7 +28,7 @@ from meshgpt_pytorch.transformer.vertex_equality import are_same_vertices
 NUM_WEIGHTS_AT_ONCE = 2**22
 # no weight: small against any logit, but finite, as are its gradients
 NO_WEIGHT = -1e30
-# in faces, where places are no longer told apart one by one: 16 and more, 32 and more, ...
+# in faces, at which a place becomes another: one by one, then from 16, from 32, ...
 DISTANCES = (*range(1, 16), *(2**power for power in range(4, 13)))
 
 
